@@ -1,0 +1,106 @@
+//! Options of a connection, with their defaults.
+
+use std::{fmt, time::Duration};
+
+/// Options of a connection. Make one with [`Config::new`] and change what you need.
+///
+/// ```
+/// use std::time::Duration;
+/// use execmux::Config;
+///
+/// let mut config = Config::new("ws://127.0.0.1:8080");
+/// config.client_name = "my-application".into();
+/// config.call_timeout = Duration::from_secs(10);
+/// ```
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Config {
+    /// Where the exec-server listens: `ws://HOST:PORT`. A user name and password in it are sent as
+    /// HTTP basic authentication, for a proxy in front of the server.
+    pub url: String,
+    /// Sent as `Authorization: Bearer …` with the WebSocket upgrade (servers from 0.160 on can ask
+    /// for one). None by default. No log, error or `Debug` shows it.
+    pub bearer_token: Option<String>,
+    /// Whether credentials may be sent unencrypted to a host that is not loopback. Off by default.
+    pub allow_plaintext_credentials: bool,
+    /// What this client calls itself. `execmux` by default.
+    pub client_name: String,
+    /// How long resolving, connecting and the WebSocket upgrade may take together. 10 s by default.
+    pub connect_timeout: Duration,
+    /// How long the exec-server's own handshake may take after that. 10 s by default.
+    pub handshake_timeout: Duration,
+    /// How long a call waits for its answer unless it says otherwise. 30 s by default.
+    pub call_timeout: Duration,
+    /// How many calls may wait for an answer; those beyond it are refused with
+    /// [`Overloaded`](crate::CallError::Overloaded). 4,096 by default.
+    pub max_calls_in_flight: usize,
+    /// How many bytes of requests may wait for the socket; calls beyond it are refused with
+    /// [`Overloaded`](crate::CallError::Overloaded). A single request may exceed it when nothing else
+    /// waits. 64 MiB by default.
+    pub max_queued_bytes: usize,
+    /// Largest message that is accepted. It is refused from its header, before it is held. 1 GiB by
+    /// default, because a file comes as one message: 512 MiB of it, the most that servers read, are
+    /// 683 MiB on the wire.
+    pub max_message_size: usize,
+    /// How long nothing may come before the peer is asked for a sign of life. 30 s by default.
+    pub ping_interval: Duration,
+    /// How long nothing may come, not even a sign of life, before the connection is given up. 60 s
+    /// by default; to be of use it has to exceed [`ping_interval`](Config::ping_interval).
+    pub silence_timeout: Duration,
+    /// How many bytes of output a session may have queued or in its hands; beyond it the session
+    /// fails with [`Overflow`](crate::FailureReason::Overflow), the others do not notice. Every piece
+    /// of output counts for its bytes and 128 more for keeping it. 1 MiB by default.
+    pub session_budget: usize,
+    /// How often the router looks for sessions that have stopped, to end their processes. It also
+    /// notices when it has something for them. 1 s by default.
+    pub session_check_interval: Duration,
+    /// How long an orderly close may take before the socket is dropped. 5 s by default.
+    pub close_timeout: Duration,
+}
+
+impl Config {
+    /// Returns the defaults for the server at `url`.
+    pub fn new(url: impl Into<String>) -> Self {
+        Config {
+            url: url.into(),
+            bearer_token: None,
+            allow_plaintext_credentials: false,
+            client_name: "execmux".to_owned(),
+            connect_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
+            call_timeout: Duration::from_secs(30),
+            max_calls_in_flight: 4096,
+            max_queued_bytes: 64 << 20,
+            max_message_size: 1 << 30,
+            ping_interval: Duration::from_secs(30),
+            silence_timeout: Duration::from_secs(60),
+            session_budget: 1 << 20,
+            session_check_interval: Duration::from_secs(1),
+            close_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("server", &crate::connection::server_name(&self.url))
+            .field("bearer_token", &self.bearer_token.as_ref().map(|_| "…"))
+            .field("client_name", &self.client_name)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p11_debug_shows_no_credentials() {
+        let mut config = Config::new("ws://me:secret@127.0.0.1:1/path?token=secret");
+        config.bearer_token = Some("secret".into());
+        let shown = format!("{config:?}");
+        assert!(shown.contains("ws://127.0.0.1:1/path"), "{shown}");
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+}

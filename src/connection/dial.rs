@@ -1,0 +1,273 @@
+//! Dials: from a URL to an upgraded WebSocket. All that awc has to do with us is in this file.
+
+use std::{net::IpAddr, time::Duration};
+
+use actix_service::ServiceExt as _;
+use awc::{
+    BoxedSocket,
+    error::{SendRequestError, WsClientError},
+    http::{Uri, uri::Authority},
+};
+use bytes::BytesMut;
+use log::{debug, warn};
+use percent_encoding::percent_decode_str;
+use tokio::time::timeout;
+
+use crate::{config::Config, error::ConnectError};
+
+/// An upgraded socket, and what was read behind the upgrade already.
+pub(crate) struct Dialled {
+    pub(crate) socket: BoxedSocket,
+    pub(crate) read: BytesMut,
+}
+
+/// Dials the server of `config`.
+pub(crate) async fn dial(config: &Config) -> Result<Dialled, ConnectError> {
+    let target = Target::parse(&config.url)?;
+    let credentials = config
+        .bearer_token
+        .as_ref()
+        .map(|token| format!("Bearer {token}"))
+        .or(target.basic);
+    let server = target.server;
+    if credentials.is_some() && !target.is_loopback && !config.allow_plaintext_credentials {
+        return Err(ConnectError::PlaintextCredentials { server });
+    }
+
+    // awc leaves Nagle's algorithm on, which holds back a small request for as long as the server
+    // takes to acknowledge the one before.
+    let tcp = actix_tls::connect::Connector::default().service().map(
+        |connection: actix_tls::connect::Connection<Uri, _>| {
+            let socket: &actix_rt::net::TcpStream = connection.io_ref();
+            if let Err(error) = socket.set_nodelay(true) {
+                warn!(error:%; "cannot turn off Nagle's algorithm, calls may be slow");
+            }
+            connection
+        },
+    );
+    let connector = awc::Connector::new()
+        .connector(tcp)
+        .timeout(config.connect_timeout);
+    let client = awc::Client::builder()
+        .connector(connector)
+        .disable_timeout()
+        .finish();
+    let mut request = client.ws(target.uri);
+    if let Some(credentials) = credentials {
+        request = request.header("authorization", credentials);
+    }
+    debug!(server:%; "dialling");
+    match timeout(config.connect_timeout, request.connect()).await {
+        Ok(Ok((_, framed))) => {
+            let parts = framed.into_parts();
+            Ok(Dialled {
+                socket: parts.io,
+                read: parts.read_buf,
+            })
+        }
+        Ok(Err(error)) => Err(refused(error, server, config.connect_timeout)),
+        Err(_) => Err(ConnectError::Timeout {
+            server,
+            after: config.connect_timeout,
+        }),
+    }
+}
+
+/// Names the server of a URL for logs and errors: without user, password and query.
+pub(crate) fn server_name(url: &str) -> String {
+    url.parse::<Uri>()
+        .map_or_else(|_| "(not a URL)".to_owned(), |uri| name(&uri))
+}
+
+fn name(uri: &Uri) -> String {
+    let port = uri
+        .port()
+        .map(|port| format!(":{port}"))
+        .unwrap_or_default();
+    format!(
+        "{}://{}{port}{}",
+        uri.scheme_str().unwrap_or_default(),
+        uri.host().unwrap_or_default(),
+        uri.path()
+    )
+}
+
+/// Where a URL leads.
+#[derive(Debug)]
+struct Target {
+    /// Without user and password.
+    uri: Uri,
+    server: String,
+    /// User and password, as the header wants them.
+    basic: Option<String>,
+    is_loopback: bool,
+}
+
+impl Target {
+    fn parse(url: &str) -> Result<Self, ConnectError> {
+        let invalid = |problem: String| ConnectError::InvalidUrl { problem };
+        // The parser's error does not quote the URL, which may hold a password.
+        let uri: Uri = url.parse().map_err(|error| invalid(format!("{error}")))?;
+        match uri.scheme_str() {
+            Some("ws") => {}
+            Some("wss") => {
+                return Err(invalid(
+                    "TLS (wss) is not supported by this build".to_owned(),
+                ));
+            }
+            Some(other) => return Err(invalid(format!("the scheme is {other}, not ws"))),
+            None => return Err(invalid("it has no scheme".to_owned())),
+        }
+        let host = uri.host().unwrap_or_default();
+        if host.is_empty() || host == "[]" {
+            return Err(invalid("it has no host".to_owned()));
+        }
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let is_loopback = host.eq_ignore_ascii_case("localhost")
+            || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        let server = name(&uri);
+
+        let authority = uri.authority().map_or("", Authority::as_str);
+        let (basic, authority) = match authority.rsplit_once('@') {
+            Some((user_info, authority)) => (Some(basic(user_info)), authority),
+            None => (None, authority),
+        };
+        if let Some(port) = authority[host.len()..].strip_prefix(':')
+            && port.parse::<u16>().is_err()
+        {
+            return Err(invalid(format!("{port:?} is not a port")));
+        }
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let uri = Uri::builder()
+            .scheme("ws")
+            .authority(authority)
+            .path_and_query(path)
+            .build()
+            .map_err(|error| invalid(error.to_string()))?;
+        Ok(Target {
+            uri,
+            server,
+            basic,
+            is_loopback,
+        })
+    }
+}
+
+fn basic(user_info: &str) -> String {
+    let decoded: Vec<u8> = percent_decode_str(user_info).collect();
+    format!("Basic {}", base64_simd::STANDARD.encode_to_string(decoded))
+}
+
+/// Turns awc's error, which is not `Send`, into ours.
+fn refused(error: WsClientError, server: String, after: Duration) -> ConnectError {
+    use awc::error::ConnectError as Tcp;
+
+    let problem = error.to_string();
+    match error {
+        WsClientError::InvalidResponseStatus(status) => ConnectError::UpgradeRefused {
+            server,
+            status: status.as_u16(),
+        },
+        WsClientError::SendRequest(error) => match error {
+            SendRequestError::Timeout | SendRequestError::Connect(Tcp::Timeout) => {
+                ConnectError::Timeout { server, after }
+            }
+            SendRequestError::Connect(Tcp::Disconnected) => ConnectError::NotWebSocket {
+                server,
+                problem: "it ended the connection without an answer to the upgrade".to_owned(),
+            },
+            SendRequestError::Connect(error) => ConnectError::Unreachable {
+                server,
+                problem: error.to_string(),
+            },
+            SendRequestError::Send(error) => ConnectError::Unreachable {
+                server,
+                problem: error.to_string(),
+            },
+            SendRequestError::Url(error) => ConnectError::InvalidUrl {
+                problem: error.to_string(),
+            },
+            error => ConnectError::NotWebSocket {
+                server,
+                problem: format!("its answer is not HTTP ({error})"),
+            },
+        },
+        WsClientError::InvalidUpgradeHeader
+        | WsClientError::InvalidConnectionHeader(_)
+        | WsClientError::MissingConnectionHeader
+        | WsClientError::MissingWebSocketAcceptHeader
+        | WsClientError::InvalidChallengeResponse(..)
+        | WsClientError::Protocol(_) => ConnectError::NotWebSocket {
+            server,
+            problem: problem.to_lowercase(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_taken_apart() {
+        let target = Target::parse("ws://me:p%40ss@Example.org:8080/a?b=c").unwrap();
+        assert_eq!(target.uri.to_string(), "ws://Example.org:8080/a?b=c");
+        assert_eq!(target.server, "ws://Example.org:8080/a");
+        assert_eq!(target.basic.as_deref(), Some("Basic bWU6cEBzcw=="));
+        assert!(!target.is_loopback);
+        for loopback in [
+            "ws://127.0.0.1:1",
+            "ws://127.9.9.9",
+            "ws://[::1]:1/",
+            "ws://LOCALHOST:1",
+        ] {
+            let target = Target::parse(loopback).unwrap();
+            assert!(target.is_loopback && target.basic.is_none(), "{loopback}");
+        }
+        assert!(
+            !Target::parse("ws://localhost.example.org")
+                .unwrap()
+                .is_loopback
+        );
+    }
+
+    #[test]
+    fn wrong_urls_are_refused_with_what_is_wrong() {
+        for (url, problem) in [
+            ("", "empty"),
+            ("127.0.0.1:80", "no scheme"),
+            ("/x", "no scheme"),
+            ("http://127.0.0.1", "scheme is http"),
+            ("wss://127.0.0.1", "TLS"),
+            ("ws://", "invalid"),
+            ("ws://:80", "no host"),
+            ("ws://[]:80", "no host"),
+            ("ws://host:", "not a port"),
+            ("ws://host:99999", "not a port"),
+            ("ws://me:secret@[::1]:x", "not a port"),
+            ("ws://a b", "invalid"),
+            ("ws://me:secret@:80", "no host"),
+        ] {
+            match Target::parse(url) {
+                Err(ConnectError::InvalidUrl { problem: said }) => {
+                    assert!(
+                        said.to_lowercase().contains(&problem.to_lowercase()),
+                        "{url}: {said}"
+                    );
+                    assert!(!said.contains("secret"), "{said}");
+                }
+                other => panic!("{url}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn p11_a_server_is_named_without_credentials() {
+        assert_eq!(
+            server_name("ws://me:secret@h:1/p?token=secret"),
+            "ws://h:1/p"
+        );
+        assert_eq!(server_name("ws://h"), "ws://h/");
+        assert_eq!(server_name("me:secret@ h"), "(not a URL)");
+    }
+}

@@ -1,0 +1,511 @@
+//! WebSocket frames: cuts messages out of what was read, and wraps those to be sent. No socket.
+//!
+//! The codec of awc looks at a frame's size only when the whole frame is in memory, hands out
+//! fragments and does not check text. This one refuses a frame from its header, joins fragments
+//! under the same cap and checks UTF-8. The tests compare it with awc's.
+
+use std::hash::{BuildHasher as _, RandomState};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use bytestring::ByteString;
+
+use crate::error::DisconnectReason;
+
+/// A message of the peer, whole and checked.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Message {
+    Text(ByteString),
+    Binary(Bytes),
+    Ping(Bytes),
+    Pong,
+    Close { code: Option<u16> },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Opcode {
+    Continuation = 0x0,
+    Text = 0x1,
+    Binary = 0x2,
+    Close = 0x8,
+    Ping = 0x9,
+    Pong = 0xA,
+}
+
+const FIN: u8 = 0x80;
+const RESERVED: u8 = 0x70;
+const MASKED: u8 = 0x80;
+/// RFC 6455, 5.5: control frames carry at most 125 bytes and are never fragmented.
+const MAX_CONTROL_PAYLOAD: usize = 125;
+
+/// Cuts the messages of a server out of a read buffer.
+#[derive(Debug)]
+pub(crate) struct Decoder {
+    max_message_size: usize,
+    /// The beginning of a fragmented message: whether it is text, and what has come of it.
+    fragments: Option<(Opcode, BytesMut)>,
+}
+
+/// The header of a frame: what it is, and where its payload lies.
+struct Header {
+    fin: bool,
+    opcode: Opcode,
+    payload_start: usize,
+    payload_len: usize,
+}
+
+impl Decoder {
+    pub(crate) fn new(max_message_size: usize) -> Self {
+        Decoder {
+            max_message_size,
+            fragments: None,
+        }
+    }
+
+    /// Takes the next message off the front of `buffer`, or returns `None` if it is not whole yet.
+    pub(crate) fn decode(
+        &mut self,
+        buffer: &mut BytesMut,
+    ) -> Result<Option<Message>, DisconnectReason> {
+        while let Some(header) = self.header(buffer)? {
+            if buffer.len() - header.payload_start < header.payload_len {
+                return Ok(None);
+            }
+            buffer.advance(header.payload_start);
+            let payload = buffer.split_to(header.payload_len);
+            if let Some(message) = self.join(&header, payload)? {
+                return Ok(Some(message));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns how many bytes the frame at the front of `buffer` still lacks, as far as its header
+    /// tells.
+    pub(crate) fn missing(&self, buffer: &[u8]) -> usize {
+        match self.header(buffer) {
+            Ok(Some(header)) => {
+                (header.payload_start + header.payload_len).saturating_sub(buffer.len())
+            }
+            Ok(None) | Err(_) => 0,
+        }
+    }
+
+    /// Whether something of a message has come that is not whole.
+    pub(crate) fn is_within_message(&self) -> bool {
+        self.fragments.is_some()
+    }
+
+    fn header(&self, buffer: &[u8]) -> Result<Option<Header>, DisconnectReason> {
+        let &[first, second, ref rest @ ..] = buffer else {
+            return Ok(None);
+        };
+        if first & RESERVED != 0 {
+            return Err(violation("reserved bits are set"));
+        }
+        if second & MASKED != 0 {
+            return Err(violation("a server's frames are not masked"));
+        }
+        let opcode = match first & 0x0F {
+            0x0 => Opcode::Continuation,
+            0x1 => Opcode::Text,
+            0x2 => Opcode::Binary,
+            0x8 => Opcode::Close,
+            0x9 => Opcode::Ping,
+            0xA => Opcode::Pong,
+            _ => return Err(violation("unknown opcode")),
+        };
+        let (length, payload_start) = match (second, rest) {
+            (126, &[a, b, ..]) => (u64::from(u16::from_be_bytes([a, b])), 4),
+            (127, &[a, b, c, d, e, f, g, h, ..]) => {
+                (u64::from_be_bytes([a, b, c, d, e, f, g, h]), 10)
+            }
+            (126 | 127, _) => return Ok(None),
+            (short, _) => (u64::from(short), 2),
+        };
+        let fin = first & FIN != 0;
+        let payload_len = match opcode {
+            Opcode::Close | Opcode::Ping | Opcode::Pong => {
+                if !fin {
+                    return Err(violation("a control frame is fragmented"));
+                }
+                if length > MAX_CONTROL_PAYLOAD as u64 {
+                    return Err(violation("a control frame is longer than 125 bytes"));
+                }
+                length as usize
+            }
+            Opcode::Continuation | Opcode::Text | Opcode::Binary => self.within_limit(length)?,
+        };
+        Ok(Some(Header {
+            fin,
+            opcode,
+            payload_start,
+            payload_len,
+        }))
+    }
+
+    /// Checks the size of the message that a data frame of `length` bytes would make.
+    fn within_limit(&self, length: u64) -> Result<usize, DisconnectReason> {
+        let joined = self
+            .fragments
+            .as_ref()
+            .map_or(0, |(_, joined)| joined.len());
+        let size = length.saturating_add(joined as u64);
+        match usize::try_from(size) {
+            Ok(size) if size <= self.max_message_size => Ok(size - joined),
+            _ => Err(DisconnectReason::MessageTooLarge {
+                size,
+                limit: self.max_message_size,
+            }),
+        }
+    }
+
+    /// Makes a message of a frame, or keeps it if more of it is to come.
+    fn join(
+        &mut self,
+        header: &Header,
+        payload: BytesMut,
+    ) -> Result<Option<Message>, DisconnectReason> {
+        match header.opcode {
+            Opcode::Text | Opcode::Binary if self.fragments.is_some() => {
+                Err(violation("a message begins within another"))
+            }
+            Opcode::Text | Opcode::Binary if header.fin => whole(header.opcode, payload).map(Some),
+            Opcode::Text | Opcode::Binary => {
+                // A copy, so that a small fragment does not keep the whole read buffer alive.
+                self.fragments = Some((header.opcode, BytesMut::from(&payload[..])));
+                Ok(None)
+            }
+            Opcode::Continuation => {
+                let Some((opcode, mut joined)) = self.fragments.take() else {
+                    return Err(violation("a fragment continues no message"));
+                };
+                joined.extend_from_slice(&payload);
+                if header.fin {
+                    return whole(opcode, joined).map(Some);
+                }
+                self.fragments = Some((opcode, joined));
+                Ok(None)
+            }
+            Opcode::Close => Ok(Some(Message::Close {
+                code: close_code(&payload)?,
+            })),
+            Opcode::Ping => Ok(Some(Message::Ping(Bytes::copy_from_slice(&payload)))),
+            Opcode::Pong => Ok(Some(Message::Pong)),
+        }
+    }
+}
+
+fn whole(opcode: Opcode, payload: BytesMut) -> Result<Message, DisconnectReason> {
+    if opcode == Opcode::Binary {
+        return Ok(Message::Binary(payload.freeze()));
+    }
+    ByteString::try_from(payload)
+        .map(Message::Text)
+        .map_err(|_| DisconnectReason::InvalidUtf8)
+}
+
+fn close_code(payload: &[u8]) -> Result<Option<u16>, DisconnectReason> {
+    match payload {
+        [] => Ok(None),
+        [a, b, ..] => Ok(Some(u16::from_be_bytes([*a, *b]))),
+        [_] => Err(violation("a close frame has half a code")),
+    }
+}
+
+fn violation(what: &'static str) -> DisconnectReason {
+    DisconnectReason::WebSocketViolation(what)
+}
+
+/// Wraps messages of a client: masked, as RFC 6455 demands of it.
+#[derive(Debug, Default)]
+pub(crate) struct Encoder {
+    /// Keyed with the system's randomness; hashing a counter gives masks that nobody can foresee.
+    masks: RandomState,
+    count: u64,
+}
+
+/// Servers take 16 MiB in a frame and drop the connection for more; a longer message goes out in
+/// fragments of this size.
+const MAX_FRAME_PAYLOAD: usize = 8 << 20;
+
+impl Encoder {
+    pub(crate) fn text(&mut self, payload: &[u8], buffer: &mut BytesMut) {
+        buffer.reserve(payload.len() + 14);
+        let mut opcode = Opcode::Text;
+        let mut rest = payload;
+        while rest.len() > MAX_FRAME_PAYLOAD {
+            let (fragment, after) = rest.split_at(MAX_FRAME_PAYLOAD);
+            self.frame(opcode as u8, fragment, buffer);
+            opcode = Opcode::Continuation;
+            rest = after;
+        }
+        self.frame(FIN | opcode as u8, rest, buffer);
+    }
+
+    pub(crate) fn ping(&mut self, buffer: &mut BytesMut) {
+        self.frame(FIN | Opcode::Ping as u8, &[], buffer);
+    }
+
+    pub(crate) fn pong(&mut self, payload: &[u8], buffer: &mut BytesMut) {
+        self.frame(FIN | Opcode::Pong as u8, payload, buffer);
+    }
+
+    /// A close frame with code 1000, "normal closure".
+    pub(crate) fn close(&mut self, buffer: &mut BytesMut) {
+        self.frame(FIN | Opcode::Close as u8, &1000u16.to_be_bytes(), buffer);
+    }
+
+    fn frame(&mut self, first: u8, payload: &[u8], buffer: &mut BytesMut) {
+        buffer.extend_from_slice(&[first]);
+        match payload.len() {
+            length @ 0..=125 => buffer.extend_from_slice(&[MASKED | length as u8]),
+            length @ 126..=0xFFFF => {
+                buffer.extend_from_slice(&[MASKED | 126]);
+                buffer.extend_from_slice(&(length as u16).to_be_bytes());
+            }
+            length => {
+                buffer.extend_from_slice(&[MASKED | 127]);
+                buffer.extend_from_slice(&(length as u64).to_be_bytes());
+            }
+        }
+        let mask = self.mask();
+        buffer.extend_from_slice(&mask);
+        let start = buffer.len();
+        buffer.extend_from_slice(payload);
+        let (blocks, rest) = buffer[start..].as_chunks_mut::<4>();
+        for block in blocks {
+            *block = (u32::from_ne_bytes(*block) ^ u32::from_ne_bytes(mask)).to_ne_bytes();
+        }
+        for (byte, key) in rest.iter_mut().zip(mask) {
+            *byte ^= key;
+        }
+    }
+
+    fn mask(&mut self) -> [u8; 4] {
+        self.count += 1;
+        let [a, b, c, d, ..] = self.masks.hash_one(self.count).to_ne_bytes();
+        [a, b, c, d]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_codec::{Decoder as _, Encoder as _};
+    use actix_http::ws;
+
+    use super::*;
+
+    const LIMIT: usize = 200_000;
+
+    /// A server's frame, as awc writes it.
+    fn served(message: ws::Message) -> BytesMut {
+        let mut buffer = BytesMut::new();
+        ws::Codec::new().encode(message, &mut buffer).unwrap();
+        buffer
+    }
+
+    fn decode_all(bytes: &[u8]) -> Result<Vec<Message>, DisconnectReason> {
+        let mut decoder = Decoder::new(LIMIT);
+        let mut buffer = BytesMut::from(bytes);
+        let mut messages = Vec::new();
+        while let Some(message) = decoder.decode(&mut buffer)? {
+            messages.push(message);
+        }
+        Ok(messages)
+    }
+
+    fn text(length: usize) -> String {
+        ('a'..='z').cycle().take(length).collect()
+    }
+
+    #[test]
+    fn messages_of_every_length_form_are_cut_out_wherever_the_reads_end() {
+        let mut bytes = Vec::new();
+        let lengths = [0, 1, 125, 126, 127, 65_535, 65_536, 100_000];
+        for length in lengths {
+            bytes.extend_from_slice(&served(ws::Message::Text(text(length).into())));
+        }
+        for step in [1, 7, 4096, bytes.len()] {
+            let mut decoder = Decoder::new(LIMIT);
+            let mut buffer = BytesMut::new();
+            let mut messages = Vec::new();
+            for read in bytes.chunks(step) {
+                buffer.extend_from_slice(read);
+                while let Some(message) = decoder.decode(&mut buffer).unwrap() {
+                    messages.push(message);
+                }
+            }
+            let expected = lengths.map(|length| Message::Text(text(length).into()));
+            assert!(messages == expected, "in steps of {step}");
+            assert!(buffer.is_empty());
+        }
+    }
+
+    #[test]
+    fn fragments_are_joined_and_control_frames_may_stand_between() {
+        let mut bytes = vec![0x01, 2, b'a', b'b'];
+        bytes.extend_from_slice(&[0x89, 1, b'!']);
+        bytes.extend_from_slice(&[0x00, 0]);
+        bytes.extend_from_slice(&[0x8A, 0]);
+        bytes.extend_from_slice(&[0x80, 1, b'c']);
+        assert_eq!(
+            decode_all(&bytes).unwrap(),
+            [
+                Message::Ping("!".into()),
+                Message::Pong,
+                Message::Text("abc".into())
+            ]
+        );
+    }
+
+    #[test]
+    fn a_character_may_be_split_between_fragments() {
+        let bytes = [0x01, 1, 0xC3, 0x80, 1, 0xA4];
+        assert_eq!(decode_all(&bytes).unwrap(), [Message::Text("ä".into())]);
+    }
+
+    #[test]
+    fn p10_an_oversized_frame_is_refused_from_its_header() {
+        for (announced, header) in [
+            (
+                16 << 30,
+                [&[0x81, 127][..], &(16u64 << 30).to_be_bytes()].concat(),
+            ),
+            (
+                u64::MAX,
+                [&[0x82, 127][..], &u64::MAX.to_be_bytes()].concat(),
+            ),
+            (
+                LIMIT as u64 + 1,
+                [&[0x01, 127][..], &(LIMIT as u64 + 1).to_be_bytes()].concat(),
+            ),
+        ] {
+            match decode_all(&header) {
+                Err(DisconnectReason::MessageTooLarge { size, limit: LIMIT }) => {
+                    assert_eq!(size, announced)
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn p10_fragments_are_joined_under_the_same_cap() {
+        let half = vec![b'a'; LIMIT / 2];
+        let mut bytes = [&[0x01, 127][..], &(half.len() as u64).to_be_bytes(), &half].concat();
+        bytes.extend([&[0x00, 127][..], &(half.len() as u64).to_be_bytes(), &half].concat());
+        bytes.extend([0x80, 1]);
+        assert!(matches!(
+            decode_all(&bytes),
+            Err(DisconnectReason::MessageTooLarge { size, .. }) if size == LIMIT as u64 + 1
+        ));
+    }
+
+    #[test]
+    fn p10_text_that_is_not_utf8_is_refused() {
+        for bytes in [
+            &[0x81, 1, 0xFF][..],
+            &[0x01, 1, 0xC3, 0x80, 0],
+            &[0x81, 2, 0xED, 0xA0],
+        ] {
+            assert!(matches!(
+                decode_all(bytes),
+                Err(DisconnectReason::InvalidUtf8)
+            ));
+        }
+    }
+
+    #[test]
+    fn p10_what_breaks_the_protocol_is_refused() {
+        for (bytes, what) in [
+            (&[0xC1, 0][..], "reserved bits"),
+            (&[0x81, 0x80], "masked"),
+            (&[0x83, 0], "opcode"),
+            (&[0x09, 0], "control frame is fragmented"),
+            (&[0x89, 126, 0, 126], "longer than 125"),
+            (&[0x80, 0], "continues no message"),
+            (&[0x01, 0, 0x01, 0], "within another"),
+            (&[0x01, 0, 0x82, 0], "within another"),
+            (&[0x88, 1, 3], "half a code"),
+        ] {
+            match decode_all(bytes) {
+                Err(DisconnectReason::WebSocketViolation(said)) => {
+                    assert!(said.contains(what), "{said}")
+                }
+                other => panic!("{what}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn close_frames_carry_their_code() {
+        assert_eq!(
+            decode_all(&[0x88, 0]).unwrap(),
+            [Message::Close { code: None }]
+        );
+        assert_eq!(
+            decode_all(&[0x88, 3, 3, 0xE9, b'x']).unwrap(),
+            [Message::Close { code: Some(1001) }]
+        );
+    }
+
+    #[test]
+    fn what_is_missing_is_told_once_the_header_is_there() {
+        let decoder = Decoder::new(LIMIT);
+        assert_eq!(decoder.missing(&[]), 0);
+        assert_eq!(decoder.missing(&[0x81]), 0);
+        assert_eq!(decoder.missing(&[0x81, 5, b'a']), 4);
+        assert_eq!(decoder.missing(&[0x81, 126, 1, 0]), 256);
+        assert_eq!(decoder.missing(&[0x81, 1, b'a', 0x81]), 0);
+    }
+
+    #[test]
+    fn what_is_encoded_reads_the_same_in_awcs_codec() {
+        let mut encoder = Encoder::default();
+        for length in [0, 1, 3, 4, 5, 125, 126, 127, 65_535, 65_536, 100_001] {
+            let mut buffer = BytesMut::new();
+            encoder.text(text(length).as_bytes(), &mut buffer);
+            encoder.pong(b"hi", &mut buffer);
+            encoder.ping(&mut buffer);
+            encoder.close(&mut buffer);
+            let mut codec = ws::Codec::new().max_size(LIMIT);
+            let mut next = || codec.decode(&mut buffer).unwrap();
+            assert_eq!(next(), Some(ws::Frame::Text(text(length).into())));
+            assert_eq!(next(), Some(ws::Frame::Pong("hi".into())));
+            assert_eq!(next(), Some(ws::Frame::Ping(Bytes::new())));
+            assert_eq!(
+                next(),
+                Some(ws::Frame::Close(Some(ws::CloseCode::Normal.into())))
+            );
+            assert_eq!(next(), None);
+        }
+    }
+
+    #[test]
+    fn a_long_message_goes_out_in_fragments_that_servers_accept() {
+        let long = text(2 * MAX_FRAME_PAYLOAD + 1);
+        let mut buffer = BytesMut::new();
+        Encoder::default().text(long.as_bytes(), &mut buffer);
+        let mut codec = ws::Codec::new().max_size(MAX_FRAME_PAYLOAD);
+        let mut joined = Vec::new();
+        let mut count = 0;
+        while let Some(frame) = codec.decode(&mut buffer).unwrap() {
+            let ws::Frame::Continuation(
+                ws::Item::FirstText(part) | ws::Item::Continue(part) | ws::Item::Last(part),
+            ) = frame
+            else {
+                panic!("{frame:?}");
+            };
+            joined.extend_from_slice(&part);
+            count += 1;
+        }
+        assert_eq!(count, 3);
+        assert!(joined == long.as_bytes());
+    }
+
+    #[test]
+    fn masks_differ_from_frame_to_frame() {
+        let mut encoder = Encoder::default();
+        assert_ne!(encoder.mask(), encoder.mask());
+    }
+}

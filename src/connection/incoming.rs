@@ -1,0 +1,193 @@
+//! The task that reads: cuts what comes into batches, and hands them to those they are for.
+
+use actix::{Recipient, WeakAddr, WeakRecipient};
+use bytestring::ByteString;
+use log::debug;
+use tokio::{
+    select,
+    sync::oneshot,
+    time::{Duration, Instant, Sleep, sleep_until},
+};
+
+use super::{
+    Connection, ConnectionEvent, LinkEnded, Received, Reply, frame::Message, link::MessageReader,
+    outgoing::Answers,
+};
+use crate::{
+    error::DisconnectReason,
+    protocol::{
+        Notification,
+        jsonrpc::{self, Id, Incoming},
+    },
+};
+
+/// Reads until the link ends, and then tells the connection why.
+///
+/// It holds its actors weakly, so that it keeps none of them alive.
+pub(crate) struct Reading {
+    pub(crate) reader: MessageReader,
+    pub(crate) answers: Answers,
+    pub(crate) connection: WeakAddr<Connection>,
+    pub(crate) events: WeakRecipient<ConnectionEvent>,
+    /// Told by the writer when it fails; taken once reading begins.
+    pub(crate) write_failed: Option<oneshot::Receiver<DisconnectReason>>,
+    pub(crate) ping_interval: Duration,
+    pub(crate) silence_timeout: Duration,
+}
+
+/// What one read has brought.
+#[derive(Default)]
+struct Batch {
+    replies: Vec<Reply>,
+    notifications: Vec<Notification>,
+}
+
+impl Reading {
+    pub(crate) async fn run(mut self) {
+        let reason = self.read().await;
+        if let Some(connection) = self.connection.upgrade() {
+            connection.do_send(LinkEnded { reason });
+        }
+    }
+
+    /// Each batch is handed over, and taken, before more is read: what the receivers have not taken
+    /// stays in the socket, and they run while the data is still in the cache.
+    async fn read(&mut self) -> DisconnectReason {
+        let mut last_read = Instant::now();
+        let mut pinged = false;
+        let heartbeat = sleep_until(last_read + self.ping_interval);
+        let write_failed = self.write_failed.take();
+        let write_failed = async {
+            match write_failed {
+                Some(failed) => match failed.await {
+                    Ok(reason) => reason,
+                    // The writer has ended in order.
+                    Err(_) => std::future::pending().await,
+                },
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(heartbeat, write_failed);
+        loop {
+            let mut batch = Batch::default();
+            let cut = self.cut(&mut batch);
+            if let Err(reason) = self.deliver(batch).await.and(cut) {
+                return reason;
+            }
+            // First the socket: what the peer said before the link broke is read to its end.
+            select! {
+                biased;
+                filled = self.reader.fill() => {
+                    if let Err(reason) = filled {
+                        return reason;
+                    }
+                    last_read = Instant::now();
+                    pinged = false;
+                }
+                reason = &mut write_failed => return reason,
+                () = &mut heartbeat => {
+                    if let Some(reason) = self.beat(last_read, &mut pinged, heartbeat.as_mut()) {
+                        return reason;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks for a sign of life, or gives up. The timer is set anew only when it fires, not at each
+    /// read.
+    fn beat(
+        &self,
+        last_read: Instant,
+        pinged: &mut bool,
+        heartbeat: std::pin::Pin<&mut Sleep>,
+    ) -> Option<DisconnectReason> {
+        let now = Instant::now();
+        let give_up = last_read + self.silence_timeout;
+        if now >= give_up {
+            return Some(DisconnectReason::Silent {
+                after: self.silence_timeout,
+            });
+        }
+        let ping = last_read + self.ping_interval;
+        if *pinged || now < ping {
+            heartbeat.reset(if *pinged { give_up } else { ping.min(give_up) });
+            return None;
+        }
+        self.answers.ping();
+        *pinged = true;
+        heartbeat.reset(give_up);
+        None
+    }
+
+    /// Cuts what has been read into `batch`, up to the first message that ends the link.
+    fn cut(&mut self, batch: &mut Batch) -> Result<(), DisconnectReason> {
+        while let Some(message) = self.reader.next()? {
+            match message {
+                Message::Text(text) => self.sort(&text, batch)?,
+                Message::Binary(bytes) => {
+                    return Err(DisconnectReason::BinaryMessage { size: bytes.len() });
+                }
+                Message::Ping(payload) => self.answers.pong(payload),
+                Message::Pong => {}
+                Message::Close { code } => return Err(DisconnectReason::PeerClosed { code }),
+            }
+        }
+        Ok(())
+    }
+
+    fn sort(&self, text: &ByteString, batch: &mut Batch) -> Result<(), DisconnectReason> {
+        match jsonrpc::decode(text)? {
+            Incoming::Notification(notification) => batch.notifications.push(notification),
+            Incoming::OtherNotification { method } => {
+                debug!(method:%; "notification without a use ignored");
+            }
+            Incoming::Request { id, method } => {
+                debug!(method:%; "request of the server refused");
+                self.answers
+                    .text(jsonrpc::encode_method_not_found(&id, &method));
+            }
+            Incoming::Response { id, result } => {
+                let result = result.map(|json| text.slice_ref(json.get()));
+                batch.replies.push(match id {
+                    Id::Number(id) => Reply::Result { id, result },
+                    Id::Text(_) | Id::Invalid => Reply::Unknown,
+                });
+            }
+            Incoming::Error { id, error } => batch.replies.push(match id {
+                Id::Number(id) if id > 0 => Reply::Error { id, error },
+                Id::Text(_) => Reply::Unknown,
+                // The server could not read a message of ours, and so cannot say which.
+                Id::Number(_) | Id::Invalid => {
+                    debug!(code:% = error.code; "the server could not read a message of this client");
+                    Reply::ConnectionError
+                }
+            }),
+        }
+        Ok(())
+    }
+
+    /// Hands a batch to the connection and to the receiver of its events, and waits until they have
+    /// taken it.
+    async fn deliver(&self, batch: Batch) -> Result<(), DisconnectReason> {
+        let mut replies = None;
+        if !batch.replies.is_empty() {
+            let connection = self.connection.upgrade().ok_or(DisconnectReason::Closed)?;
+            replies = Some(connection.send(Received(batch.replies)));
+        }
+        if !batch.notifications.is_empty() {
+            let event = ConnectionEvent::Notifications(batch.notifications);
+            let taken = self
+                .events
+                .upgrade()
+                .map(|events: Recipient<_>| events.send(event));
+            if let Some(taken) = taken {
+                taken.await.map_err(|_| DisconnectReason::Closed)?;
+            }
+        }
+        if let Some(replies) = replies {
+            replies.await.map_err(|_| DisconnectReason::Closed)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,249 @@
+//! The correlation table: id -> reply slot and deadline. No actor, no clock.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    fmt,
+    time::Duration,
+};
+
+use bytestring::ByteString;
+use tokio::time::Instant;
+
+use crate::error::CallError;
+
+/// The id of a request of ours. Counted from 1 and never used twice.
+pub(crate) type RequestId = i64;
+
+/// Where the answer to one call goes.
+pub(crate) trait ReplySlot {
+    /// Hands over the answer: the JSON of the result, or why there is none.
+    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>);
+
+    /// Whether nobody waits for the answer any more.
+    fn is_abandoned(&self) -> bool;
+}
+
+/// A call that waits for its answer.
+pub(crate) struct Entry {
+    pub(crate) method: &'static str,
+    pub(crate) timeout: Duration,
+    pub(crate) slot: Box<dyn ReplySlot>,
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry")
+            .field("method", &self.method)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Calls that wait for their answers. Each entry leaves it once: answered, expired, abandoned, or
+/// drained at the end of the connection.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    last_id: RequestId,
+    entries: HashMap<RequestId, Entry>,
+    /// Deadlines, soonest first. Those of entries that have left are taken out when they come up, or
+    /// when they outnumber the others.
+    deadlines: BinaryHeap<Reverse<(Instant, RequestId)>>,
+}
+
+impl Pending {
+    /// Ids begin after `last_id`: those up to it were used by the handshake.
+    pub(crate) fn after(last_id: RequestId) -> Self {
+        Pending {
+            last_id,
+            ..Pending::default()
+        }
+    }
+
+    /// Returns the id for the next request.
+    pub(crate) fn next_id(&mut self) -> RequestId {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// Enters a call under an id of [`next_id`](Self::next_id).
+    pub(crate) fn insert(&mut self, id: RequestId, now: Instant, entry: Entry) {
+        let deadline = now + entry.timeout;
+        self.deadlines.push(Reverse((deadline, id)));
+        let taken = self.entries.insert(id, entry);
+        debug_assert!(taken.is_none(), "ids are never used twice");
+        if self.deadlines.len() > 2 * self.entries.len() + 64 {
+            self.deadlines
+                .retain(|Reverse((_, id))| self.entries.contains_key(id));
+        }
+    }
+
+    /// Takes out the call that an answer belongs to; `None` if there is none, say because it came
+    /// too late.
+    pub(crate) fn take(&mut self, id: RequestId) -> Option<Entry> {
+        self.entries.remove(&id)
+    }
+
+    /// Takes out one call whose deadline has passed.
+    pub(crate) fn take_expired(&mut self, now: Instant) -> Option<Entry> {
+        while let Some(&Reverse((deadline, id))) = self.deadlines.peek() {
+            if deadline > now && self.entries.contains_key(&id) {
+                return None;
+            }
+            self.deadlines.pop();
+            if let Some(entry) = self.entries.remove(&id) {
+                return Some(entry);
+            }
+        }
+        None
+    }
+
+    /// Removes the calls that nobody waits for any more.
+    pub(crate) fn remove_abandoned(&mut self) {
+        self.entries.retain(|_, entry| !entry.slot.is_abandoned());
+    }
+
+    /// Takes out all calls, in the order in which they were made.
+    pub(crate) fn drain(&mut self) -> Vec<Entry> {
+        self.deadlines.clear();
+        let mut entries: Vec<_> = self.entries.drain().collect();
+        entries.sort_unstable_by_key(|(id, _)| *id);
+        entries.into_iter().map(|(_, entry)| entry).collect()
+    }
+
+    /// Returns the soonest deadline of a call that waits.
+    pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
+        while let Some(&Reverse((deadline, id))) = self.deadlines.peek() {
+            if self.entries.contains_key(&id) {
+                return Some(deadline);
+            }
+            self.deadlines.pop();
+        }
+        None
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, rc::Rc};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Log {
+        abandoned: bool,
+        outcomes: Vec<Result<ByteString, CallError>>,
+    }
+
+    struct LogSlot(Rc<RefCell<Log>>);
+
+    impl ReplySlot for LogSlot {
+        fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
+            self.0.borrow_mut().outcomes.push(outcome);
+        }
+
+        fn is_abandoned(&self) -> bool {
+            self.0.borrow().abandoned
+        }
+    }
+
+    fn enter(pending: &mut Pending, now: Instant, seconds: u64) -> (RequestId, Rc<RefCell<Log>>) {
+        let log = Rc::new(RefCell::new(Log::default()));
+        let id = pending.next_id();
+        let entry = Entry {
+            method: "x",
+            timeout: Duration::from_secs(seconds),
+            slot: Box::new(LogSlot(log.clone())),
+        };
+        pending.insert(id, now, entry);
+        (id, log)
+    }
+
+    #[test]
+    fn p7_an_answer_takes_its_entry_out_once_in_any_order() {
+        let (now, mut pending) = (Instant::now(), Pending::default());
+        let (a, log_a) = enter(&mut pending, now, 1);
+        let (b, log_b) = enter(&mut pending, now, 1);
+        pending.take(b).unwrap().slot.resolve(Ok("b".into()));
+        pending.take(a).unwrap().slot.resolve(Ok("a".into()));
+        assert!(pending.take(a).is_none() && pending.take(b).is_none());
+        assert_eq!(pending.len(), 0);
+        assert!(matches!(&log_a.borrow().outcomes[..], [Ok(json)] if json == "a"));
+        assert!(matches!(&log_b.borrow().outcomes[..], [Ok(json)] if json == "b"));
+    }
+
+    #[test]
+    fn unknown_ids_are_none() {
+        let (now, mut pending) = (Instant::now(), Pending::after(2));
+        let (id, _log) = enter(&mut pending, now, 1);
+        assert_eq!(id, 3);
+        for unknown in [0, -1, 1, 2, 4, i64::MIN, i64::MAX] {
+            assert!(pending.take(unknown).is_none());
+        }
+        assert_eq!(pending.len(), 1);
+    }
+
+    #[test]
+    fn p7_entries_expire_at_their_deadline_soonest_first() {
+        let (now, mut pending) = (Instant::now(), Pending::default());
+        enter(&mut pending, now, 5);
+        enter(&mut pending, now, 1);
+        let (answered, _log) = enter(&mut pending, now, 2);
+        pending.take(answered).unwrap();
+        assert_eq!(pending.next_deadline(), Some(now + Duration::from_secs(1)));
+        assert!(pending.take_expired(now).is_none());
+        let at = |seconds| now + Duration::from_secs(seconds);
+        assert_eq!(
+            pending.take_expired(at(1)).unwrap().timeout,
+            Duration::from_secs(1)
+        );
+        assert!(pending.take_expired(at(4)).is_none());
+        assert_eq!(pending.next_deadline(), Some(at(5)));
+        assert_eq!(
+            pending.take_expired(at(9)).unwrap().timeout,
+            Duration::from_secs(5)
+        );
+        assert!(pending.take_expired(at(9)).is_none());
+        assert_eq!((pending.len(), pending.next_deadline()), (0, None));
+    }
+
+    #[test]
+    fn p7_abandoned_entries_are_removed_and_others_stay() {
+        let (now, mut pending) = (Instant::now(), Pending::default());
+        let (_, gone) = enter(&mut pending, now, 1);
+        let (id, _log) = enter(&mut pending, now, 1);
+        gone.borrow_mut().abandoned = true;
+        pending.remove_abandoned();
+        assert_eq!(pending.len(), 1);
+        assert!(pending.take(id).is_some());
+        assert!(gone.borrow().outcomes.is_empty());
+    }
+
+    #[test]
+    fn draining_empties_the_table_in_order() {
+        let (now, mut pending) = (Instant::now(), Pending::default());
+        for seconds in [3, 1, 2] {
+            enter(&mut pending, now, seconds);
+        }
+        let timeouts: Vec<_> = pending
+            .drain()
+            .iter()
+            .map(|entry| entry.timeout.as_secs())
+            .collect();
+        assert_eq!(timeouts, [3, 1, 2]);
+        assert_eq!((pending.len(), pending.next_deadline()), (0, None));
+    }
+
+    #[test]
+    fn p4_deadlines_of_answered_calls_do_not_pile_up() {
+        let (now, mut pending) = (Instant::now(), Pending::default());
+        for _ in 0..10_000 {
+            let (id, _log) = enter(&mut pending, now, 30);
+            pending.take(id).unwrap();
+        }
+        assert!(pending.deadlines.len() < 100, "{}", pending.deadlines.len());
+    }
+}

@@ -1,0 +1,410 @@
+//! What can go wrong, one enum per operation, and the [`DisconnectReason`] they share.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use crate::protocol::{ErrorCode, ProcessId};
+
+/// Why a connection could not be opened.
+///
+/// Texts name the server as `scheme://host:port/path`: user name, password and query of the URL
+/// never appear in them.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The URL is not one that can be dialled. Expected is `ws://HOST[:PORT][/]`.
+    #[error("cannot use the URL: {problem}; expected something like ws://127.0.0.1:8080")]
+    InvalidUrl {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A credential (bearer token, or user and password in the URL) would travel unencrypted to a
+    /// host that is not loopback. Set [`Config::allow_plaintext_credentials`] if that is intended.
+    ///
+    /// [`Config::allow_plaintext_credentials`]: crate::Config::allow_plaintext_credentials
+    #[error(
+        "refusing to send credentials to {server} unencrypted: it is not a loopback address \
+         (allow_plaintext_credentials permits it)"
+    )]
+    PlaintextCredentials {
+        /// The server, without credentials.
+        server: String,
+    },
+    /// No connection within [`Config::connect_timeout`](crate::Config::connect_timeout).
+    #[error("no connection to {server} within {after:?}")]
+    Timeout {
+        /// The server, without credentials.
+        server: String,
+        /// The time-out that passed.
+        after: Duration,
+    },
+    /// The host could not be found or reached, or refused the connection.
+    #[error("cannot reach {server}: {problem}")]
+    Unreachable {
+        /// The server, without credentials.
+        server: String,
+        /// What the resolver or the operating system said.
+        problem: String,
+    },
+    /// The server answered the upgrade with an HTTP status: 401 asks for a token, 403 is what newer
+    /// servers say to an `Origin` header, 404 is a wrong path.
+    #[error("{server} refused the WebSocket upgrade with HTTP status {status}")]
+    UpgradeRefused {
+        /// The server, without credentials.
+        server: String,
+        /// The HTTP status.
+        status: u16,
+    },
+    /// What listens there does not speak WebSocket.
+    #[error("{server} is not a WebSocket server: {problem}")]
+    NotWebSocket {
+        /// The server, without credentials.
+        server: String,
+        /// What it did instead.
+        problem: String,
+    },
+    /// The WebSocket stands, but what answers is not an exec-server.
+    #[error("{server} is not an exec-server: {problem}")]
+    NotExecServer {
+        /// The server, without credentials.
+        server: String,
+        /// What it did instead.
+        problem: String,
+    },
+    /// The server refused the `initialize` request.
+    #[error("{server} refused the handshake: {message} ({code})")]
+    HandshakeRejected {
+        /// The server, without credentials.
+        server: String,
+        /// JSON-RPC error code.
+        code: ErrorCode,
+        /// The server's words.
+        message: String,
+    },
+    /// The handshake was not over within [`Config::handshake_timeout`](crate::Config::handshake_timeout).
+    #[error("{server} did not finish the handshake within {after:?}")]
+    HandshakeTimeout {
+        /// The server, without credentials.
+        server: String,
+        /// The time-out that passed.
+        after: Duration,
+    },
+    /// The connection ended during the handshake.
+    #[error("{server} ended the connection during the handshake")]
+    HandshakeDisconnected {
+        /// The server, without credentials.
+        server: String,
+        /// How it ended.
+        #[source]
+        reason: DisconnectReason,
+    },
+}
+
+/// Why a connection ended. The same value reaches every waiting call, every session and everyone
+/// who asks later.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum DisconnectReason {
+    /// This side closed it: by [`Shutdown`](crate::Shutdown), or because the last
+    /// [`Mux`](crate::Mux) was dropped.
+    #[error("closed by this side")]
+    Closed,
+    /// The peer ended it. Exec-servers never send a close frame, so the code is mostly absent.
+    #[error("closed by the peer{}", close_code(.code))]
+    PeerClosed {
+        /// The code of the peer's close frame, if it sent one.
+        code: Option<u16>,
+    },
+    /// The peer ended it within a frame, so that what it was saying is lost.
+    #[error("closed by the peer in the middle of a frame")]
+    CutOff,
+    /// Reading from the socket failed.
+    #[error("reading failed: {0}")]
+    ReadFailed(#[source] Arc<io::Error>),
+    /// Writing to the socket failed.
+    #[error("writing failed: {0}")]
+    WriteFailed(#[source] Arc<io::Error>),
+    /// Nothing came for [`Config::silence_timeout`](crate::Config::silence_timeout), not even the
+    /// answer to a ping.
+    #[error("the peer was silent for {after:?}")]
+    Silent {
+        /// How long nothing came.
+        after: Duration,
+    },
+    /// A message is larger than [`Config::max_message_size`](crate::Config::max_message_size).
+    #[error("the peer announced a message of {size} bytes, more than the {limit} allowed")]
+    MessageTooLarge {
+        /// Size announced so far, in bytes.
+        size: u64,
+        /// The configured limit, in bytes.
+        limit: usize,
+    },
+    /// The peer broke the WebSocket protocol.
+    #[error("the peer broke the WebSocket protocol: {0}")]
+    WebSocketViolation(&'static str),
+    /// A text message is not UTF-8.
+    #[error("the peer sent a text message that is not UTF-8")]
+    InvalidUtf8,
+    /// A binary message came; exec-servers only send text.
+    #[error("the peer sent a binary message of {size} bytes where only text is expected")]
+    BinaryMessage {
+        /// Its size in bytes.
+        size: usize,
+    },
+    /// A message is not a JSON-RPC message.
+    #[error("the peer sent a message that is not JSON-RPC: {0}")]
+    InvalidMessage(#[source] JsonError),
+    /// A notification that this crate knows has params that it does not understand: what it said
+    /// is lost, so the connection cannot go on as if nothing had happened.
+    #[error("the params of a {method} notification do not decode: {source}")]
+    InvalidNotification {
+        /// The method.
+        method: &'static str,
+        /// What is wrong with the params.
+        source: JsonError,
+    },
+}
+
+fn close_code(code: &Option<u16>) -> String {
+    code.map_or_else(String::new, |code| format!(" (code {code})"))
+}
+
+/// Why a call has no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// The server answered with an error.
+    #[error("the server rejected {method}: {message} ({code})")]
+    Rejected {
+        /// The method called.
+        method: &'static str,
+        /// JSON-RPC error code.
+        code: ErrorCode,
+        /// The server's words. They differ between versions: branch on the code.
+        message: String,
+    },
+    /// No answer before the deadline. The server may still carry the call out.
+    #[error("no answer to {method} within {after:?}; the server may still carry it out")]
+    DeadlineExceeded {
+        /// The method called.
+        method: &'static str,
+        /// The time allowed.
+        after: Duration,
+    },
+    /// Too many calls are waiting for an answer, or too many bytes for the socket. The call was not
+    /// sent; try again when others have ended.
+    #[error("{method} not sent: {in_flight} calls and {queued_bytes} bytes are waiting already")]
+    Overloaded {
+        /// The method called.
+        method: &'static str,
+        /// Calls that wait for an answer.
+        in_flight: usize,
+        /// Bytes that wait for the socket.
+        queued_bytes: usize,
+    },
+    /// The connection is gone. A call that was already sent may have been carried out.
+    #[error("no answer to {method}: the connection is gone: {reason}")]
+    Disconnected {
+        /// The method called.
+        method: &'static str,
+        /// Why the connection ended.
+        #[source]
+        reason: DisconnectReason,
+    },
+    /// The request cannot be sent as it is. Nothing was sent.
+    #[error("{method} not sent: {source}")]
+    InvalidRequest {
+        /// The method called.
+        method: &'static str,
+        /// What is wrong with it.
+        source: InvalidRequest,
+    },
+    /// The server's answer is not what the method answers with.
+    #[error("the answer to {method} does not decode: {source}")]
+    InvalidResponse {
+        /// The method called.
+        method: &'static str,
+        /// What is wrong with the answer.
+        source: JsonError,
+    },
+}
+
+impl CallError {
+    /// Returns the code of a [`Rejected`](CallError::Rejected) call.
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            CallError::Rejected { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+}
+
+/// Why a request cannot be put on the wire. These are found before anything is sent.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidRequest {
+    /// A path is not absolute.
+    #[error("{field} must be an absolute path, got {}", .path.display())]
+    RelativePath {
+        /// The param.
+        field: &'static str,
+        /// The path given.
+        path: PathBuf,
+    },
+    /// The server takes paths as plain text, and this one is not UTF-8.
+    #[error("{field} is not UTF-8 and this server takes plain paths only: {}", .path.display())]
+    PathNotUtf8 {
+        /// The param.
+        field: &'static str,
+        /// The path given.
+        path: PathBuf,
+    },
+    /// `argv` is empty: there is no program to run.
+    #[error("argv must name a program")]
+    EmptyArgv,
+    /// A param does not serialise.
+    #[error("{field} does not serialise: {source}")]
+    Unserializable {
+        /// The param.
+        field: &'static str,
+        /// What is wrong with it.
+        source: JsonError,
+    },
+    /// The message is larger than a server accepts; it would drop the connection.
+    #[error("the message has {size} bytes and servers drop the connection beyond {limit}")]
+    TooLarge {
+        /// Its size in bytes.
+        size: usize,
+        /// What servers accept, in bytes.
+        limit: usize,
+    },
+}
+
+/// Why a session could not be registered.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// The process id has a session already.
+    #[error("process {0} has a session already")]
+    Duplicate(ProcessId),
+    /// The session's actor has stopped.
+    #[error("the session given for process {0} has stopped")]
+    SessionStopped(ProcessId),
+    /// The connection is gone.
+    #[error("the connection is gone: {0}")]
+    Disconnected(#[source] DisconnectReason),
+}
+
+/// Why a process did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Its session could not be registered. Nothing was sent.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// `process/start` failed.
+    #[error(transparent)]
+    Call(#[from] CallError),
+}
+
+/// Why a session ended without [`Closed`](crate::Closed).
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum FailureReason {
+    /// The connection is gone. The process may still run.
+    #[error("the connection is gone: {0}")]
+    Disconnected(#[source] DisconnectReason),
+    /// The session did not consume its output: more than its budget is queued to it. Its process was
+    /// terminated.
+    #[error(
+        "the session holds {held} bytes of unconsumed output, more than its budget of {budget}"
+    )]
+    Overflow {
+        /// Bytes queued, the refused output included.
+        held: usize,
+        /// The budget, in bytes.
+        budget: usize,
+    },
+    /// Events came, but an earlier one never did, until more were waiting than are kept. The process
+    /// was terminated.
+    #[error("the event with seq {missing} never came, and {waiting} later ones wait for it")]
+    MissingEvent {
+        /// The `seq` that is missing.
+        missing: u64,
+        /// Events that wait for it.
+        waiting: usize,
+    },
+    /// `process/start` was not answered in time, or not intelligibly, so that it is not known whether
+    /// the process runs. It was asked to terminate.
+    #[error("it is not known whether the process has started")]
+    StartUnanswered,
+}
+
+/// What is wrong with a piece of JSON, and where.
+///
+/// It tells of shapes and names only: text that stood in the JSON is left out, as it may be output
+/// of a process or content of a file.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct JsonError(Arc<str>);
+
+impl JsonError {
+    pub(crate) fn new(problem: &str) -> Self {
+        JsonError(problem.into())
+    }
+}
+
+impl From<serde_json::Error> for JsonError {
+    fn from(error: serde_json::Error) -> Self {
+        let text = error.to_string();
+        // serde quotes a string that it did not expect: `invalid type: string "…", expected …`.
+        let quoted = text
+            .find("string \"")
+            .map(|at| at + "string".len())
+            .zip(text.rfind('"'));
+        match quoted {
+            Some((start, end)) => {
+                JsonError(format!("{}{}", &text[..start], &text[end + 1..]).into())
+            }
+            None => JsonError(text.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p11_json_errors_leave_out_what_the_json_said() {
+        let error = serde_json::from_str::<u64>(r#""secret \" output""#).unwrap_err();
+        assert!(
+            error.to_string().contains("secret"),
+            "serde quotes: {error}"
+        );
+        let redacted = JsonError::from(error).to_string();
+        assert_eq!(
+            redacted,
+            "invalid type: string, expected u64 at line 1 column 18"
+        );
+    }
+
+    #[test]
+    fn errors_read_as_one_line_with_cause_and_remedy() {
+        let error = ConnectError::PlaintextCredentials {
+            server: "ws://example.org/".into(),
+        };
+        assert_eq!(
+            error.to_string(),
+            "refusing to send credentials to ws://example.org/ unencrypted: it is not a loopback \
+             address (allow_plaintext_credentials permits it)"
+        );
+        assert_eq!(
+            DisconnectReason::PeerClosed { code: Some(1001) }.to_string(),
+            "closed by the peer (code 1001)"
+        );
+        assert_eq!(
+            DisconnectReason::PeerClosed { code: None }.to_string(),
+            "closed by the peer"
+        );
+    }
+}

@@ -1,0 +1,369 @@
+//! The two addresses in one handle.
+
+use std::{fmt, path::PathBuf};
+
+use actix::{Actor as _, Addr, ArbiterHandle, AsyncContext as _};
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::oneshot,
+};
+
+use crate::{
+    config::Config,
+    connection::{
+        Call, Connection, DescribeServer, GetStatistics, Link, ServerInfo, Statistics, server_name,
+    },
+    error::{CallError, ConnectError, DisconnectReason, RegisterError, StartError},
+    protocol::{
+        CopyPath, CreateDirectory, DirectoryListing, Done, EnvironmentInfo, FileContent, Interrupt,
+        Metadata, Method, ProcessId, ReadDirectory, ReadEnvironmentInfo, ReadFile, ReadMetadata,
+        ReadProcess, RemovePath, RetainedOutput, StartProcess, Started, Terminate, Terminated,
+        WriteFile, WriteStdin, Written,
+    },
+    router::{Register, Router, Session, Shutdown, Start, Unregister},
+};
+
+/// A connection to an exec-server, with all that runs over it.
+///
+/// A cheap clone that can be sent to any thread. When the last clone is dropped the connection is
+/// closed, and the sessions that still have a process get [`Failed`](crate::Failed). A session that
+/// holds a clone keeps the connection open until its process has ended.
+///
+/// Every method sends a message to one of the two actors, whose addresses are there for those who
+/// would rather send it themselves.
+#[derive(Clone)]
+pub struct Mux {
+    connection: Addr<Connection>,
+    router: Addr<Router>,
+}
+
+impl Mux {
+    /// Connects, shakes hands, and starts both actors on the current arbiter.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), execmux::ConnectError> {
+    /// use execmux::{Config, Mux};
+    ///
+    /// let mux = Mux::connect(Config::new("ws://127.0.0.1:8080")).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ConnectError`].
+    ///
+    /// # Panics
+    ///
+    /// Outside of an actix system.
+    pub async fn connect(config: Config) -> Result<Self, ConnectError> {
+        let link = Link::dial(&config).await?;
+        Ok(Mux::start_actors(link, config))
+    }
+
+    /// As [`connect`](Mux::connect), but runs both actors on another arbiter, which keeps the
+    /// connection's work off the current one.
+    ///
+    /// # Errors
+    ///
+    /// See [`ConnectError`]. An arbiter that has stopped counts as
+    /// [`HandshakeDisconnected`](ConnectError::HandshakeDisconnected).
+    pub async fn connect_on(arbiter: &ArbiterHandle, config: Config) -> Result<Self, ConnectError> {
+        let server = server_name(&config.url);
+        let (connected, mux) = oneshot::channel();
+        // What dials stays on its thread, so that it is the arbiter itself that has to begin.
+        arbiter.spawn_fn(move || {
+            actix_rt::spawn(async move {
+                // If nobody waits for it any more, it is dropped here and so closed.
+                let _unwanted = connected.send(Mux::connect(config).await);
+            });
+        });
+        mux.await.unwrap_or_else(|_| {
+            Err(ConnectError::HandshakeDisconnected {
+                server,
+                reason: DisconnectReason::Closed,
+            })
+        })
+    }
+
+    /// Shakes hands over a socket on which the WebSocket upgrade is already done, and starts both
+    /// actors on the current arbiter: for proxies, Unix sockets, TLS of one's own, and tests.
+    ///
+    /// Of the options in `config`, those about dialling are not used.
+    ///
+    /// # Errors
+    ///
+    /// See [`ConnectError`].
+    ///
+    /// # Panics
+    ///
+    /// Outside of an actix system.
+    pub async fn connect_over(
+        socket: impl AsyncRead + AsyncWrite + Unpin + 'static,
+        config: Config,
+    ) -> Result<Self, ConnectError> {
+        let server = server_name(&config.url);
+        let link = Link::open(Box::new(socket), BytesMut::new(), &config, &server).await?;
+        Ok(Mux::start_actors(link, config))
+    }
+
+    fn start_actors(link: Link, config: Config) -> Self {
+        let mut connection = None;
+        let router = Router::create(|context| {
+            let events = context.address().downgrade().recipient();
+            let (budget, interval) = (config.session_budget, config.session_check_interval);
+            let started = Connection::start_with(link, config, events);
+            connection = Some(started.clone());
+            Router::new(started, budget, interval)
+        });
+        Mux {
+            connection: connection.expect("`create` runs its closure before it returns"),
+            router,
+        }
+    }
+
+    /// Returns the address of the connection, for sending it messages directly.
+    pub fn connection(&self) -> &Addr<Connection> {
+        &self.connection
+    }
+
+    /// Returns the address of the router, for sending it messages directly.
+    pub fn router(&self) -> &Addr<Router> {
+        &self.router
+    }
+
+    /// Calls any method.
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Call`]; so are all methods below that call one.
+    pub async fn call<M: Method>(
+        &self,
+        call: impl Into<Call<M>>,
+    ) -> Result<M::Response, CallError> {
+        match self.connection.send(call.into()).await {
+            Ok(answer) => answer,
+            Err(_) => Err(CallError::Disconnected {
+                method: M::NAME,
+                reason: DisconnectReason::Closed,
+            }),
+        }
+    }
+
+    /// Registers a session and starts its process: see [`Start`].
+    ///
+    /// # Errors
+    ///
+    /// See [`StartError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// See [`Start`].
+    pub async fn start(
+        &self,
+        process: StartProcess,
+        session: impl Into<Session>,
+    ) -> Result<Started, StartError> {
+        let start = Start {
+            process,
+            session: session.into(),
+            timeout: None,
+        };
+        match self.router.send(start).await {
+            Ok(answer) => answer,
+            Err(_) => Err(RegisterError::Disconnected(DisconnectReason::Closed).into()),
+        }
+    }
+
+    /// Registers a session for a process that something else starts: see [`Register`].
+    ///
+    /// # Errors
+    ///
+    /// See [`RegisterError`].
+    pub async fn register(
+        &self,
+        process_id: impl Into<ProcessId>,
+        session: impl Into<Session>,
+    ) -> Result<(), RegisterError> {
+        let register = Register {
+            process_id: process_id.into(),
+            session: session.into(),
+        };
+        match self.router.send(register).await {
+            Ok(answer) => answer,
+            Err(_) => Err(RegisterError::Disconnected(DisconnectReason::Closed)),
+        }
+    }
+
+    /// Takes a session off its process: see [`Unregister`]. Returns whether there was one.
+    pub async fn unregister(&self, process_id: impl Into<ProcessId>) -> bool {
+        let unregister = Unregister {
+            process_id: process_id.into(),
+        };
+        // A router that is gone has no sessions.
+        self.router.send(unregister).await.unwrap_or(false)
+    }
+
+    /// Reads what the server retains of a process's output: see [`ReadProcess`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`]; an unknown process is [`Rejected`](CallError::Rejected).
+    pub async fn read(&self, read: ReadProcess) -> Result<RetainedOutput, CallError> {
+        self.call(read).await
+    }
+
+    /// Writes to the stdin of a process: see [`WriteStdin`]. The server accepts some 128 writes that
+    /// the process does not read; the one after blocks all calls of the connection. Wait for each
+    /// answer.
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`]; an unknown process is not an error but a
+    /// [`WriteStatus`](crate::protocol::WriteStatus).
+    pub async fn write(
+        &self,
+        process_id: impl Into<ProcessId>,
+        chunk: impl Into<Bytes>,
+    ) -> Result<Written, CallError> {
+        self.call(WriteStdin::new(process_id, chunk)).await
+    }
+
+    /// Kills a process and its group: see [`Terminate`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`]; an unknown process is not an error.
+    pub async fn terminate(
+        &self,
+        process_id: impl Into<ProcessId>,
+    ) -> Result<Terminated, CallError> {
+        self.call(Terminate::new(process_id)).await
+    }
+
+    /// Sends SIGINT to the group of a process: see [`Interrupt`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`]; servers before 0.140 reject it with
+    /// [`METHOD_NOT_FOUND`](crate::protocol::ErrorCode::METHOD_NOT_FOUND).
+    pub async fn interrupt(&self, process_id: impl Into<ProcessId>) -> Result<Done, CallError> {
+        self.call(Interrupt::new(process_id)).await
+    }
+
+    /// Reads a whole file: see [`ReadFile`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`].
+    pub async fn read_file(&self, path: impl Into<PathBuf>) -> Result<FileContent, CallError> {
+        self.call(ReadFile::new(path)).await
+    }
+
+    /// Creates a file or replaces what it holds: see [`WriteFile`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`].
+    pub async fn write_file(
+        &self,
+        path: impl Into<PathBuf>,
+        content: impl Into<Bytes>,
+    ) -> Result<Done, CallError> {
+        self.call(WriteFile::new(path, content)).await
+    }
+
+    /// Creates a directory in one that exists. For those above it too, call [`CreateDirectory`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`].
+    pub async fn create_directory(&self, path: impl Into<PathBuf>) -> Result<Done, CallError> {
+        self.call(CreateDirectory::new(path)).await
+    }
+
+    /// Asks what is at a path: see [`ReadMetadata`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`].
+    pub async fn metadata(&self, path: impl Into<PathBuf>) -> Result<Metadata, CallError> {
+        self.call(ReadMetadata::new(path)).await
+    }
+
+    /// Lists a directory: see [`ReadDirectory`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`].
+    pub async fn read_directory(
+        &self,
+        path: impl Into<PathBuf>,
+    ) -> Result<DirectoryListing, CallError> {
+        self.call(ReadDirectory::new(path)).await
+    }
+
+    /// Removes a file or empty directory. For more, call [`RemovePath`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`].
+    pub async fn remove(&self, path: impl Into<PathBuf>) -> Result<Done, CallError> {
+        self.call(RemovePath::new(path)).await
+    }
+
+    /// Copies a file on the server. For directories, call [`CopyPath`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`].
+    pub async fn copy(
+        &self,
+        source: impl Into<PathBuf>,
+        destination: impl Into<PathBuf>,
+    ) -> Result<Done, CallError> {
+        self.call(CopyPath::new(source, destination)).await
+    }
+
+    /// Asks what the server runs on: see [`ReadEnvironmentInfo`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`]; servers before 0.139 reject it with
+    /// [`METHOD_NOT_FOUND`](crate::protocol::ErrorCode::METHOD_NOT_FOUND).
+    pub async fn environment_info(&self) -> Result<EnvironmentInfo, CallError> {
+        self.call(ReadEnvironmentInfo).await
+    }
+
+    /// Returns what the handshake learned of the server; `None` if the connection's actor is gone.
+    pub async fn server(&self) -> Option<ServerInfo> {
+        self.connection.send(DescribeServer).await.ok()
+    }
+
+    /// Returns the connection's counters; `None` if the connection's actor is gone.
+    pub async fn statistics(&self) -> Option<Statistics> {
+        self.connection.send(GetStatistics).await.ok()
+    }
+
+    /// Closes the connection in order and returns when that is done: see [`Shutdown`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Once begun, the connection closes also if the future is dropped.
+    pub async fn shutdown(&self) {
+        // A router that is gone has closed.
+        let _gone = self.router.send(Shutdown).await;
+    }
+}
+
+impl fmt::Debug for Mux {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mux")
+            .field("connected", &self.connection.connected())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,173 @@
+//! The routing table: process id -> session. No actor of its own.
+
+use std::collections::{HashMap, hash_map::Entry};
+
+use super::{delivery::Delivery, session::Session};
+use crate::{error::RegisterError, protocol::ProcessId};
+
+/// Tells a route from a later one of the same process id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RouteKey(u64);
+
+/// Where the events of one process go.
+#[derive(Debug)]
+pub(crate) struct Route {
+    key: RouteKey,
+    pub(crate) session: Session,
+    pub(crate) delivery: Delivery,
+}
+
+/// The routes of all processes that have not ended.
+#[derive(Debug, Default)]
+pub(crate) struct Routes {
+    routes: HashMap<ProcessId, Route>,
+    last_key: u64,
+}
+
+impl Routes {
+    /// Adds a route, unless the process id or the session cannot have one.
+    pub(crate) fn insert(
+        &mut self,
+        process_id: ProcessId,
+        session: Session,
+        budget: usize,
+    ) -> Result<RouteKey, RegisterError> {
+        if session.has_stopped() {
+            return Err(RegisterError::SessionStopped(process_id));
+        }
+        match self.routes.entry(process_id) {
+            Entry::Occupied(taken) => Err(RegisterError::Duplicate(taken.key().clone())),
+            Entry::Vacant(free) => {
+                self.last_key += 1;
+                let key = RouteKey(self.last_key);
+                let delivery = Delivery::new(free.key().clone(), budget);
+                free.insert(Route {
+                    key,
+                    session,
+                    delivery,
+                });
+                Ok(key)
+            }
+        }
+    }
+
+    pub(crate) fn get_mut(&mut self, process_id: &ProcessId) -> Option<&mut Route> {
+        self.routes.get_mut(process_id)
+    }
+
+    pub(crate) fn remove(&mut self, process_id: &ProcessId) -> Option<Route> {
+        self.routes.remove(process_id)
+    }
+
+    /// Removes this very route, not a later one of the same process id.
+    pub(crate) fn remove_keyed(&mut self, process_id: &ProcessId, key: RouteKey) -> Option<Route> {
+        let route = self.routes.get(process_id)?;
+        (route.key == key)
+            .then(|| self.routes.remove(process_id))
+            .flatten()
+    }
+
+    /// Removes the routes whose sessions have stopped, and returns their processes.
+    pub(crate) fn remove_stopped(&mut self) -> Vec<ProcessId> {
+        self.routes
+            .extract_if(|_, route| route.session.has_stopped())
+            .map(|(process_id, _)| process_id)
+            .collect()
+    }
+
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = Route> {
+        self.routes.drain().map(|(_, route)| route)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.routes.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix::{Actor, ActorContext as _, Addr, Context, Handler, Message};
+
+    use super::*;
+    use crate::router::session::SessionEvent;
+
+    struct Idle;
+
+    impl Actor for Idle {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<SessionEvent> for Idle {
+        type Result = ();
+
+        fn handle(&mut self, _: SessionEvent, _: &mut Self::Context) {}
+    }
+
+    struct Stop;
+
+    impl Message for Stop {
+        type Result = ();
+    }
+
+    impl Handler<Stop> for Idle {
+        type Result = ();
+
+        fn handle(&mut self, _: Stop, context: &mut Self::Context) {
+            context.stop();
+        }
+    }
+
+    fn session() -> (Addr<Idle>, Session) {
+        let address = Idle.start();
+        let session = Session::from(address.clone().recipient());
+        (address, session)
+    }
+
+    #[actix::test]
+    async fn a_duplicate_is_refused_by_name_and_leaves_the_first() {
+        let mut routes = Routes::default();
+        let key = routes.insert("p".into(), session().1, 1).unwrap();
+        match routes.insert("p".into(), session().1, 1) {
+            Err(RegisterError::Duplicate(id)) => assert_eq!(id, "p".into()),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(routes.len(), 1);
+        assert!(routes.remove_keyed(&"p".into(), key).is_some());
+    }
+
+    #[actix::test]
+    async fn an_old_key_does_not_remove_a_later_route() {
+        let mut routes = Routes::default();
+        let old = routes.insert("p".into(), session().1, 1).unwrap();
+        assert!(routes.remove(&"p".into()).is_some());
+        assert!(routes.remove_keyed(&"p".into(), old).is_none());
+        let new = routes.insert("p".into(), session().1, 1).unwrap();
+        assert!(routes.remove_keyed(&"p".into(), old).is_none());
+        assert!(routes.remove_keyed(&"x".into(), new).is_none());
+        assert!(routes.remove_keyed(&"p".into(), new).is_some());
+    }
+
+    #[actix::test]
+    async fn p13_routes_of_stopped_sessions_are_found() {
+        let mut routes = Routes::default();
+        let (stopped, stopping) = session();
+        let (owner, _) = session();
+        let weak = Session::from(owner.downgrade().recipient());
+        routes.insert("stops".into(), stopping.clone(), 1).unwrap();
+        routes.insert("weak".into(), weak, 1).unwrap();
+        routes.insert("stays".into(), session().1, 1).unwrap();
+        assert!(routes.remove_stopped().is_empty());
+
+        stopped.send(Stop).await.unwrap();
+        assert_eq!(routes.remove_stopped(), ["stops".into()]);
+        drop(owner);
+        // Gives the actor the turn in which it notices that nobody holds it.
+        tokio::task::yield_now().await;
+        assert_eq!(routes.remove_stopped(), ["weak".into()]);
+        assert_eq!(routes.len(), 1);
+        assert!(matches!(
+            routes.insert("late".into(), stopping, 1),
+            Err(RegisterError::SessionStopped(_))
+        ));
+    }
+}
