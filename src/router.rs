@@ -303,7 +303,7 @@ impl Handler<Start> for Router {
             session,
             timeout,
         } = start;
-        let process_id = process.process_id.clone();
+        let process_id = process.process_id().clone();
         PendingStart(
             self.register(process_id.clone(), session, context)
                 .map(|key| Registered {

@@ -159,7 +159,7 @@ pub enum Stream {
 #[derive(Clone)]
 #[must_use]
 pub struct StartProcess {
-    pub(crate) process_id: ProcessId,
+    process_id: ProcessId,
     argv: Vec<String>,
     cwd: PathBuf,
     env: BTreeMap<String, String>,
@@ -203,6 +203,11 @@ impl StartProcess {
             managed_network: None,
             network_proxy: None,
         }
+    }
+
+    /// Returns the id that the process will have.
+    pub fn process_id(&self) -> &ProcessId {
+        &self.process_id
     }
 
     /// Sets a variable. These are the whole environment of the process: it inherits nothing, unless

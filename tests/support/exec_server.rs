@@ -1,0 +1,88 @@
+//! Real exec-servers, as `tests/install-servers.sh` installs them.
+
+use std::{path::PathBuf, process::Stdio};
+
+use execmux::{Config, Mux};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+};
+
+/// A server of its own for one test. It ends with it.
+pub struct ExecServer {
+    pub version: &'static str,
+    pub url: String,
+    /// A directory for the test's files.
+    pub directory: PathBuf,
+    child: Child,
+}
+
+/// Set where a missing server is a failure.
+const REQUIRE: &str = "EXECMUX_REQUIRE_SERVERS";
+
+impl ExecServer {
+    /// Starts a server, or says loudly that it cannot.
+    pub async fn start(version: &'static str, test: &str) -> Option<Self> {
+        let binary = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join("target/exec-servers")
+            .join(version)
+            .join("codex");
+        if !binary.exists() {
+            let missing =
+                format!("exec-server {version} is not installed: run tests/install-servers.sh");
+            assert!(std::env::var_os(REQUIRE).is_none(), "{missing}");
+            // Past the capture of the test harness, which would show it only on failure.
+            let shout = format!("\n*** SKIPPED {test} on {version}: {missing}\n");
+            let _said = std::io::Write::write_all(&mut std::io::stderr(), shout.as_bytes());
+            return None;
+        }
+        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("{test}-{version}-{}", execmux::ProcessId::unique()));
+        let home = directory.join("server-home");
+        std::fs::create_dir_all(&home).expect("the test's directory");
+        let mut child = Command::new(binary)
+            .args(["exec-server", "--listen", "ws://127.0.0.1:0"])
+            .env("CODEX_HOME", &home)
+            .current_dir(&directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the server runs");
+        let stdout = child.stdout.take().expect("stdout is a pipe");
+        let mut url = String::new();
+        super::soon(BufReader::new(stdout).read_line(&mut url))
+            .await
+            .expect("the server prints its URL");
+        Some(ExecServer {
+            version,
+            url: url.trim().to_owned(),
+            directory,
+            child,
+        })
+    }
+
+    pub async fn connect(&self) -> Mux {
+        super::soon(Mux::connect(Config::new(&self.url)))
+            .await
+            .expect("the server accepts")
+    }
+
+    /// Kills the server as `kill -9` does.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.expect("the server runs");
+    }
+
+    /// Whether this version is at least 0.`minor`.
+    pub fn is_at_least(&self, minor: u32) -> bool {
+        let mine = self.version.split('.').nth(1).expect("three numbers");
+        mine.parse::<u32>().expect("a number") >= minor
+    }
+}
+
+impl Drop for ExecServer {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_dir_all(&self.directory);
+    }
+}
