@@ -3,6 +3,8 @@
 //! `tests/install-servers.sh` installs them; without them the tests say that they are skipped, or
 //! fail if `EXECMUX_REQUIRE_SERVERS` is set.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::Duration;

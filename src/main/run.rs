@@ -1,0 +1,303 @@
+//! `execmux run`: runs one command, with its streams and its exit code as if it ran here.
+
+use std::{
+    io::{self, IsTerminal as _, Read as _},
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
+
+use actix::{Actor, ActorContext as _, Arbiter, Context, Handler, System};
+use actix_rt::{signal::ctrl_c, time::timeout};
+use bytes::Bytes;
+use clap::Args;
+use execmux::{
+    CallError, Config, Mux, ProcessId, SessionEvent,
+    protocol::{
+        EnvironmentPolicy, ErrorCode, InheritEnvironment, StartProcess, Stream, WriteStatus,
+    },
+};
+use log::{debug, warn};
+use tokio::sync::{mpsc, oneshot};
+
+/// Runs a command on an exec-server, with its streams and exit code as if it ran here
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit code: that of the command; 125 if something goes wrong on this side or the connection is lost.
+Ctrl-C interrupts the command (or terminates it, on servers before 0.140); a second one leaves.
+EXECMUX_TOKEN holds the bearer token for servers that ask for one.
+
+Example: execmux run --url ws://127.0.0.1:8080 --env GREETING=hello -- sh -c 'echo $GREETING'")]
+pub(crate) struct Run {
+    /// Where the server listens: ws://HOST:PORT
+    #[arg(long)]
+    url: String,
+    /// Absolute directory to run in [default: the server's own if it tells, else /]
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<PathBuf>,
+    /// Sets a variable, over the basic ones (PATH, HOME …) of the server; can be given repeatedly
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    env: Vec<(String, String)>,
+    /// Runs it on a terminal of 24 rows and 80 columns
+    #[arg(long)]
+    tty: bool,
+    /// Does not forward stdin: the command finds its own at the end
+    #[arg(short = 'n', long)]
+    no_stdin: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    argv: Vec<String>,
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected NAME=VALUE".to_owned()),
+    }
+}
+
+/// How the command ended.
+enum Outcome {
+    Closed {
+        exit_code: Option<i32>,
+    },
+    Failed {
+        reason: String,
+    },
+    /// Our own stdout or stderr does not take any more.
+    Unwritable(io::Error),
+}
+
+/// Exit code of a program that Ctrl-C has ended: 128 and the number of SIGINT.
+const INTERRUPTED: u8 = 130;
+/// As of one that SIGPIPE has ended: whoever read our output has seen enough.
+const BROKEN_PIPE: u8 = 141;
+
+impl Run {
+    /// Returns the exit code, or what went wrong on this side.
+    pub(crate) fn execute(self) -> Result<u8, String> {
+        System::new().block_on(self.run())
+    }
+
+    async fn run(self) -> Result<u8, String> {
+        // The session writes to stdout, which may block, on the connection's own thread: then no more
+        // is read, and the command waits as it would in a pipeline. Signals are handled on this one.
+        let arbiter = Arbiter::new().handle();
+        let mut config = Config::new(&self.url);
+        config.bearer_token = std::env::var("EXECMUX_TOKEN").ok();
+        let mux = tokio::select! {
+            connected = Mux::connect_on(&arbiter, config) => {
+                connected.map_err(|error| error.to_string())?
+            }
+            _ = ctrl_c() => return Ok(INTERRUPTED),
+        };
+
+        let forward_stdin = !self.no_stdin && (self.tty || !stdin_is_null());
+        let tty = self.tty;
+        let process = self.process(&mux, forward_stdin).await;
+        let process_id = process.process_id().clone();
+        let (outcome, ended) = oneshot::channel();
+        let terminal = Terminal::start_in_arbiter(&arbiter, |_| Terminal {
+            outcome: Some(outcome),
+        });
+        mux.start(process, terminal.recipient())
+            .await
+            .map_err(|error| error.to_string())?;
+        if forward_stdin {
+            actix_rt::spawn(forward(mux.clone(), process_id.clone(), tty));
+        }
+        follow(&mux, &process_id, ended).await
+    }
+
+    async fn process(self, mux: &Mux, pipe_stdin: bool) -> StartProcess {
+        let environment = mux.server().await.and_then(|server| server.environment);
+        let cwd = self
+            .cwd
+            .or_else(|| environment.and_then(|environment| environment.cwd))
+            .unwrap_or_else(|| "/".into());
+        let mut process = StartProcess::new(ProcessId::unique(), self.argv, cwd)
+            .env_policy(EnvironmentPolicy::new(InheritEnvironment::Core))
+            .tty(self.tty)
+            .pipe_stdin(pipe_stdin && !self.tty);
+        if self.tty
+            && let Ok(term) = std::env::var("TERM")
+        {
+            process = process.env("TERM", term);
+        }
+        process.envs(self.env)
+    }
+}
+
+/// Waits for the end of the command, and passes Ctrl-C on to it.
+async fn follow(
+    mux: &Mux,
+    process_id: &ProcessId,
+    mut ended: oneshot::Receiver<Outcome>,
+) -> Result<u8, String> {
+    let mut interrupted = false;
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut ended => break outcome,
+            _ = ctrl_c() => {
+                if interrupted {
+                    // The connection may be stuck; leaving may not.
+                    let _unanswered = timeout(Duration::from_secs(1), mux.terminate(process_id)).await;
+                    return Ok(INTERRUPTED);
+                }
+                interrupted = true;
+                actix_rt::spawn(interrupt(mux.clone(), process_id.clone()));
+            }
+        }
+    };
+    match outcome {
+        Ok(Outcome::Closed {
+            exit_code: Some(code),
+        }) => {
+            // What does not fit an exit status, as the -1 of old servers, is cut as a shell does.
+            Ok((code & 0xFF) as u8)
+        }
+        Ok(Outcome::Closed { exit_code: None }) => {
+            Err("the command has ended, but the server did not tell its exit code".to_owned())
+        }
+        Ok(Outcome::Failed { reason }) => Err(format!("lost the command: {reason}")),
+        Ok(Outcome::Unwritable(error)) => {
+            // Asked for here too, as the router only notices in a moment that the session is gone.
+            let _unanswered = timeout(Duration::from_secs(1), mux.terminate(process_id)).await;
+            if error.kind() == io::ErrorKind::BrokenPipe {
+                return Ok(BROKEN_PIPE);
+            }
+            Err(format!("cannot write the command's output: {error}"))
+        }
+        Err(_) => Err("lost the command: its session ended".to_owned()),
+    }
+}
+
+async fn interrupt(mux: Mux, process_id: ProcessId) {
+    let interrupted = mux.interrupt(&process_id).await.map(|_| ());
+    let done = match interrupted {
+        Err(CallError::Rejected {
+            code: ErrorCode::METHOD_NOT_FOUND,
+            ..
+        }) => mux.terminate(&process_id).await.map(|_| ()),
+        other => other,
+    };
+    if let Err(error) = done {
+        warn!("cannot interrupt the command: {error}");
+    }
+}
+
+/// Forwards our stdin until it ends or the command does not take it.
+async fn forward(mux: Mux, process_id: ProcessId, tty: bool) {
+    let mut chunks = read_stdin();
+    while let Some(chunk) = chunks.recv().await {
+        match mux.write(&process_id, chunk).await {
+            Ok(written) if written.status == WriteStatus::Accepted => {}
+            Ok(written) => {
+                debug!("stdin is not forwarded any more: {:?}", written.status);
+                return;
+            }
+            Err(error) => {
+                warn!("stdin is not forwarded any more: {error}");
+                return;
+            }
+        }
+    }
+    if tty {
+        // What a terminal takes for the end of input. The command may have ended before.
+        let _ended = mux.write(&process_id, "\x04").await;
+        return;
+    }
+    // No server can close a pipe. Most commands that do not read it end on their own.
+    actix_rt::time::sleep(Duration::from_secs(2)).await;
+    warn!("stdin has ended, but this server cannot tell the command, which may wait for more");
+}
+
+/// Reads stdin in a thread of its own: such a read cannot be given up.
+fn read_stdin() -> mpsc::Receiver<Bytes> {
+    let (sender, receiver) = mpsc::channel(1);
+    thread::spawn(move || {
+        let mut buffer = vec![0; 8192];
+        loop {
+            match io::stdin().read(&mut buffer) {
+                Ok(0) => return,
+                Ok(length) => {
+                    let chunk = Bytes::copy_from_slice(&buffer[..length]);
+                    if sender.blocking_send(chunk).is_err() {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    warn!("cannot read stdin: {error}");
+                    return;
+                }
+            }
+        }
+    });
+    receiver
+}
+
+/// Whether our stdin is at its end from the start: then the command's may be closed too.
+fn stdin_is_null() -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        let rdev = |path| std::fs::metadata(path).map(|metadata| metadata.rdev()).ok();
+        !io::stdin().is_terminal() && rdev("/dev/stdin") == rdev("/dev/null")
+    }
+    #[cfg(not(unix))]
+    {
+        false
+    }
+}
+
+/// The session: writes to our stdout and stderr what the command writes to its own.
+struct Terminal {
+    outcome: Option<oneshot::Sender<Outcome>>,
+}
+
+impl Terminal {
+    fn end(&mut self, outcome: Outcome) {
+        if let Some(sender) = self.outcome.take() {
+            // Nobody listens when the program is about to leave.
+            let _leaving = sender.send(outcome);
+        }
+    }
+}
+
+impl Actor for Terminal {
+    type Context = Context<Self>;
+}
+
+impl Handler<SessionEvent> for Terminal {
+    type Result = ();
+
+    fn handle(&mut self, event: SessionEvent, context: &mut Self::Context) {
+        match event {
+            SessionEvent::Output(output) => {
+                let written = match output.stream {
+                    Stream::Stdout | Stream::Pty => write(&mut io::stdout().lock(), &output.chunk),
+                    Stream::Stderr => write(&mut io::stderr().lock(), &output.chunk),
+                };
+                if let Err(error) = written {
+                    self.end(Outcome::Unwritable(error));
+                    context.stop();
+                }
+            }
+            SessionEvent::Exited(exited) => debug!("exited with {}", exited.exit_code),
+            SessionEvent::Closed(closed) => self.end(Outcome::Closed {
+                exit_code: closed.exit_code,
+            }),
+            SessionEvent::Failed(failed) => self.end(Outcome::Failed {
+                reason: failed.reason.to_string(),
+            }),
+            // Events of later versions of the library; none of them is an end.
+            other => debug!("{other:?}"),
+        }
+    }
+}
+
+fn write(stream: &mut impl io::Write, chunk: &[u8]) -> io::Result<()> {
+    stream.write_all(chunk)?;
+    stream.flush()
+}
