@@ -64,6 +64,8 @@ fn usage_problem(error: &clap::Error) -> String {
 }
 
 fn fail(problem: &str) -> ExitCode {
-    eprintln!("execmux: {problem}");
+    // One line, also where the words are the server's.
+    let problem: Vec<&str> = problem.lines().map(str::trim).collect();
+    eprintln!("execmux: {}", problem.join(" "));
     ExitCode::from(OWN_FAILURE)
 }

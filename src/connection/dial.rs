@@ -24,15 +24,8 @@ pub(crate) struct Dialled {
 /// Dials the server of `config`.
 pub(crate) async fn dial(config: &Config) -> Result<Dialled, ConnectError> {
     let target = Target::parse(&config.url)?;
-    let credentials = config
-        .bearer_token
-        .as_ref()
-        .map(|token| format!("Bearer {token}"))
-        .or(target.basic);
+    let credentials = target.credentials(config)?;
     let server = target.server;
-    if credentials.is_some() && !target.is_loopback && !config.allow_plaintext_credentials {
-        return Err(ConnectError::PlaintextCredentials { server });
-    }
 
     // awc leaves Nagle's algorithm on, which holds back a small request for as long as the server
     // takes to acknowledge the one before.
@@ -151,6 +144,20 @@ impl Target {
             is_loopback,
         })
     }
+
+    /// Returns the value of the `Authorization` header, if it may be sent there.
+    fn credentials(&self, config: &Config) -> Result<Option<String>, ConnectError> {
+        let bearer = config.bearer_token.as_ref();
+        let credentials = bearer
+            .map(|token| format!("Bearer {token}"))
+            .or_else(|| self.basic.clone());
+        if credentials.is_some() && !self.is_loopback && !config.allow_plaintext_credentials {
+            return Err(ConnectError::PlaintextCredentials {
+                server: self.server.clone(),
+            });
+        }
+        Ok(credentials)
+    }
 }
 
 fn basic(user_info: &str) -> String {
@@ -258,6 +265,31 @@ mod tests {
                 }
                 other => panic!("{url}: {other:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn p11_credentials_are_sent_in_the_clear_only_to_loopback_or_where_allowed() {
+        let credentials = |url: &str, token: Option<&str>, allow| {
+            let mut config = Config::new(url);
+            config.bearer_token = token.map(Into::into);
+            config.allow_plaintext_credentials = allow;
+            Target::parse(url).unwrap().credentials(&config)
+        };
+        let refused = |answer| matches!(answer, Err(ConnectError::PlaintextCredentials { .. }));
+        assert!(refused(credentials("ws://h", Some("t"), false)));
+        assert!(refused(credentials("ws://me:p@h", None, false)));
+        for (url, token, allow, expected) in [
+            ("ws://h", None, false, None),
+            ("ws://h", Some("t"), true, Some("Bearer t")),
+            ("ws://me:p@h", None, true, Some("Basic bWU6cA==")),
+            ("ws://127.0.0.1", Some("t"), false, Some("Bearer t")),
+        ] {
+            assert_eq!(
+                credentials(url, token, allow).unwrap().as_deref(),
+                expected,
+                "{url}"
+            );
         }
     }
 

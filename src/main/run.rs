@@ -68,6 +68,9 @@ enum Outcome {
     Unwritable(io::Error),
 }
 
+/// Where programs are on most systems.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Exit code of a program that Ctrl-C has ended: 128 and the number of SIGINT.
 const INTERRUPTED: u8 = 130;
 /// As of one that SIGPIPE has ended: whoever read our output has seen enough.
@@ -111,6 +114,7 @@ impl Run {
 
     async fn process(self, mux: &Mux, pipe_stdin: bool) -> StartProcess {
         let environment = mux.server().await.and_then(|server| server.environment);
+        let is_old = environment.is_none();
         let cwd = self
             .cwd
             .or_else(|| environment.and_then(|environment| environment.cwd))
@@ -119,6 +123,10 @@ impl Run {
             .env_policy(EnvironmentPolicy::new(InheritEnvironment::Core))
             .tty(self.tty)
             .pipe_stdin(pipe_stdin && !self.tty);
+        if is_old {
+            // It may not know policies, and then finds programs for a pty nowhere.
+            process = process.env("PATH", DEFAULT_PATH);
+        }
         if self.tty
             && let Ok(term) = std::env::var("TERM")
         {

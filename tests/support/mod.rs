@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// Bounds a wait. A net under the test, never a step of it.
 pub async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(60), future)
+    tokio::time::timeout(Duration::from_secs(120), future)
         .await
-        .expect("should not take a minute")
+        .expect("should not take two minutes")
 }
