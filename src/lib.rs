@@ -19,7 +19,7 @@ pub use crate::{
         RegisterError, StartError,
     },
     mux::Mux,
-    protocol::{Method, ProcessId},
+    protocol::{Method, ProcessId, StartProcess, Started, Stream},
     router::{
         Closed, Exited, Failed, Output, PendingStart, Register, Router, Session, SessionEvent,
         Shutdown, Start, Unregister,

@@ -67,8 +67,11 @@ impl MessageReader {
     pub(crate) async fn fill(&mut self) -> Result<(), DisconnectReason> {
         // Memory is committed as data comes, not as a header announces it.
         let wanted = self.decoder.missing(&self.buffer).min(self.buffer.len());
-        self.buffer.reserve(wanted.max(READ_SIZE));
-        match self.socket.read_buf(&mut self.buffer).await {
+        let wanted = wanted.max(READ_SIZE);
+        self.buffer.reserve(wanted);
+        // The buffer may have more room than that, but consumers have room for a batch, not for more.
+        let mut socket = (&mut self.socket).take(wanted as u64);
+        match socket.read_buf(&mut self.buffer).await {
             Ok(0) if self.buffer.is_empty() && !self.decoder.is_within_message() => {
                 Err(DisconnectReason::PeerClosed { code: None })
             }

@@ -148,6 +148,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         self.bytes(&frame(message)).await;
     }
 
+    /// Reads to the end, and returns how many bytes that were.
+    pub async fn rest(&mut self) -> usize {
+        let mut rest = Vec::new();
+        super::soon(self.socket.read_to_end(&mut rest))
+            .await
+            .expect("the client closes");
+        rest.len()
+    }
+
     /// Sends bytes as they are. The client may have closed.
     pub async fn bytes(&mut self, bytes: &[u8]) {
         let _closed = self.socket.write_all(bytes).await;

@@ -1,0 +1,430 @@
+//! The end of a connection, however it comes: one reason, told once to everyone.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use actix_http::ws;
+use execmux::{
+    CallError, DisconnectReason, FailureReason, Mux, RegisterError, StartError,
+    protocol::{ReadFile, StartProcess},
+};
+use serde_json::json;
+use support::{
+    peer::{Peer, config, frame},
+    recorder::{Recorder, Recording},
+    soon,
+};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, pause},
+};
+
+/// A connection with three sessions, of which one has had output, and three calls that wait.
+struct Busy {
+    mux: Mux,
+    peer: Peer,
+    recordings: Vec<Recording>,
+    calls: Vec<JoinHandle<Result<(), CallError>>>,
+}
+
+impl Busy {
+    async fn start() -> Self {
+        Busy::start_with(config()).await
+    }
+
+    async fn start_with(config: execmux::Config) -> Self {
+        let (mux, mut peer) = Peer::connect(config).await;
+        let mut recordings = Vec::new();
+        for id in ["a", "b", "c"] {
+            let (session, recording) = Recorder::start_session();
+            mux.register(id, session).await.unwrap();
+            recordings.push(recording);
+        }
+        peer.output("a", 1, "stdout", "x").await;
+        recordings[0].began().await;
+        let mut calls = Vec::new();
+        for _ in 0..3 {
+            let mux = mux.clone();
+            calls.push(actix::spawn(async move {
+                mux.call(ReadFile::new("/x")).await.map(|_| ())
+            }));
+            peer.expect("fs/readFile").await;
+        }
+        Busy {
+            mux,
+            peer,
+            recordings,
+            calls,
+        }
+    }
+
+    /// Waits for the end, and returns its one reason, checked to have reached everyone once.
+    async fn end(self) -> DisconnectReason {
+        let Busy {
+            mux,
+            peer,
+            recordings,
+            calls,
+        } = self;
+        let mut reasons = Vec::new();
+        for call in calls {
+            match soon(call).await.unwrap() {
+                Err(CallError::Disconnected { reason, .. }) => reasons.push(reason),
+                answer => panic!("{answer:?}"),
+            }
+        }
+        for (recording, last_seq) in recordings.into_iter().zip([1, 0, 0]) {
+            // The recorder checks that nothing follows.
+            let failed = recording
+                .record()
+                .await
+                .failed
+                .expect("no success is made up");
+            assert_eq!(failed.last_seq, last_seq);
+            match failed.reason {
+                FailureReason::Disconnected(reason) => reasons.push(reason),
+                other => panic!("{other:?}"),
+            }
+        }
+        match mux.call(ReadFile::new("/x")).await {
+            Err(CallError::Disconnected { reason, .. }) => reasons.push(reason),
+            answer => panic!("{answer:?}"),
+        }
+        let (session, _recording) = Recorder::start_session();
+        match mux.register("d", session.clone()).await {
+            Err(RegisterError::Disconnected(reason)) => reasons.push(reason),
+            answer => panic!("{answer:?}"),
+        }
+        match mux
+            .start(StartProcess::new("d", ["true"], "/"), session)
+            .await
+        {
+            Err(StartError::Register(RegisterError::Disconnected(reason))) => reasons.push(reason),
+            answer => panic!("{answer:?}"),
+        }
+        assert_eq!(
+            mux.statistics().await.unwrap().calls_in_flight,
+            0,
+            "an empty table"
+        );
+        assert_eq!(reasons.len(), 9);
+        let mut texts: Vec<_> = reasons.iter().map(ToString::to_string).collect();
+        texts.dedup();
+        assert_eq!(texts.len(), 1, "one reason for all: {texts:?}");
+        drop(peer);
+        reasons.remove(0)
+    }
+}
+
+#[actix::test]
+async fn p2_a_peer_that_closes_tells_everyone_once() {
+    let Busy {
+        mux,
+        peer,
+        recordings,
+        calls,
+    } = Busy::start().await;
+    drop(peer);
+    let (_, peer) = Peer::connect(config()).await;
+    let reason = Busy {
+        mux,
+        peer,
+        recordings,
+        calls,
+    }
+    .end()
+    .await;
+    assert!(
+        matches!(
+            reason,
+            DisconnectReason::PeerClosed { code: None } | DisconnectReason::WriteFailed(_)
+        ),
+        "{reason:?}"
+    );
+}
+
+#[actix::test]
+async fn a_close_frame_is_told_with_its_code() {
+    let mut busy = Busy::start().await;
+    busy.peer
+        .message(ws::Message::Close(Some(ws::CloseCode::Restart.into())))
+        .await;
+    let reason = busy.end().await;
+    assert!(
+        matches!(reason, DisconnectReason::PeerClosed { code: Some(1012) }),
+        "{reason:?}"
+    );
+}
+
+#[actix::test]
+async fn p2_output_before_the_end_is_delivered() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (session, recording) = Recorder::start_session();
+    mux.register("p", session).await.unwrap();
+    let mut said = Vec::new();
+    for seq in 1..=100 {
+        let chunk = base64_simd::STANDARD.encode_to_string("x");
+        let output = json!({"method": "process/output", "params": {"processId": "p", "seq": seq, "stream": "stdout", "chunk": chunk}});
+        said.extend_from_slice(&frame(ws::Message::Text(output.to_string().into())));
+    }
+    // Cut off in the middle of one more.
+    said.extend_from_slice(b"\x81\x7e\x10");
+    peer.bytes(&said).await;
+    drop(peer);
+    let record = recording.record().await;
+    assert_eq!(record.stdout.len(), 100);
+    let failed = record.failed.unwrap();
+    assert_eq!(failed.last_seq, 100);
+    assert!(
+        matches!(
+            failed.reason,
+            FailureReason::Disconnected(DisconnectReason::CutOff)
+        ),
+        "{failed:?}"
+    );
+}
+
+#[actix::test]
+async fn p10_what_a_hostile_peer_sends_ends_the_connection_by_name() {
+    type Expected = fn(&DisconnectReason) -> bool;
+    let cases: [(&str, &[u8], Expected); 10] = [
+        ("garbage text", b"\x81\x05hello", |reason| {
+            matches!(reason, DisconnectReason::InvalidMessage(_))
+        }),
+        ("a batch", b"\x81\x02[]", |reason| {
+            matches!(reason, DisconnectReason::InvalidMessage(_))
+        }),
+        ("an empty object", b"\x81\x02{}", |reason| {
+            matches!(reason, DisconnectReason::InvalidMessage(_))
+        }),
+        ("an empty message", b"\x81\x00", |reason| {
+            matches!(reason, DisconnectReason::InvalidMessage(_))
+        }),
+        ("binary", b"\x82\x02{}", |reason| {
+            matches!(reason, DisconnectReason::BinaryMessage { size: 2 })
+        }),
+        ("not UTF-8", b"\x81\x01\xff", |reason| {
+            matches!(reason, DisconnectReason::InvalidUtf8)
+        }),
+        ("masked", b"\x81\x81abcde", |reason| {
+            matches!(reason, DisconnectReason::WebSocketViolation(_))
+        }),
+        ("a stray fragment", b"\x80\x00", |reason| {
+            matches!(reason, DisconnectReason::WebSocketViolation(_))
+        }),
+        (
+            "16 GiB announced",
+            b"\x81\x7f\x00\x00\x00\x04\x00\x00\x00\x00",
+            |reason| matches!(reason, DisconnectReason::MessageTooLarge { size, .. } if *size == 16 << 30),
+        ),
+        (
+            "a notification without its params",
+            b"\x81\x1b{\"method\":\"process/output\"}",
+            |reason| {
+                matches!(
+                    reason,
+                    DisconnectReason::InvalidNotification {
+                        method: "process/output",
+                        ..
+                    }
+                )
+            },
+        ),
+    ];
+    for (what, bytes, expected) in cases {
+        let mut busy = Busy::start().await;
+        // What came before it is not lost.
+        let answer = json!({"id": 2, "result": {}}).to_string();
+        busy.peer
+            .bytes(&frame(ws::Message::Text(answer.into())))
+            .await;
+        busy.peer.bytes(bytes).await;
+        let mux = busy.mux.clone();
+        let reason = busy.end().await;
+        assert!(expected(&reason), "{what}: {reason:?}");
+        assert_eq!(mux.statistics().await.unwrap().unknown_answers, 1, "{what}");
+    }
+}
+
+#[actix::test]
+async fn a_notification_that_does_not_decode_ends_the_connection_and_names_its_method() {
+    let mut busy = Busy::start().await;
+    let params = json!({"processId": "a", "seq": 2, "stream": "stdout", "chunk": "not base64!"});
+    busy.peer
+        .send(json!({"method": "process/output", "params": params}))
+        .await;
+    let reason = busy.end().await.to_string();
+    assert!(
+        reason.starts_with(
+            "the params of a process/output notification do not decode: invalid base64"
+        ),
+        "{reason}"
+    );
+}
+
+#[actix::test]
+async fn notifications_without_a_use_are_ignored() {
+    let mut busy = Busy::start().await;
+    busy.peer
+        .send(json!({"method": "process/later", "params": {"processId": "a"}}))
+        .await;
+    busy.peer
+        .send(json!({"method": "fs/missingChanged", "params": {"watchId": 1}}))
+        .await;
+    busy.peer.message(ws::Message::Close(None)).await;
+    let reason = busy.end().await;
+    assert!(
+        matches!(reason, DisconnectReason::PeerClosed { code: None }),
+        "{reason:?}"
+    );
+}
+
+#[actix::test]
+async fn a_silent_link_is_pinged_and_then_given_up() {
+    pause();
+    let mut config = config();
+    config.call_timeout = Duration::from_secs(3600);
+    let mut busy = Busy::start_with(config).await;
+    let begun = Instant::now();
+    assert_eq!(busy.peer.frame().await, Some(ws::Frame::Ping("".into())));
+    assert_eq!(begun.elapsed().as_secs(), 30);
+    let reason = busy.end().await;
+    assert!(
+        matches!(reason, DisconnectReason::Silent { after } if after.as_secs() == 60),
+        "{reason:?}"
+    );
+    assert_eq!(begun.elapsed().as_secs(), 60);
+}
+
+#[actix::test]
+async fn a_link_that_gives_signs_of_life_is_kept() {
+    pause();
+    let mut config = config();
+    config.call_timeout = Duration::from_secs(3600);
+    let mut busy = Busy::start_with(config).await;
+    let begun = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(busy.peer.frame().await, Some(ws::Frame::Ping("".into())));
+        busy.peer.message(ws::Message::Pong("".into())).await;
+    }
+    assert!(begun.elapsed().as_secs() >= 300);
+    // Output is a sign of life as well, and saves the ping.
+    for seq in 2..20 {
+        tokio::time::advance(Duration::from_secs(25)).await;
+        busy.peer.output("a", seq, "stdout", "x").await;
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(busy.mux.statistics().await.unwrap().calls_in_flight, 3);
+    busy.calls.clear();
+}
+
+#[actix::test]
+async fn an_orderly_shutdown_writes_what_waits_and_answers_when_all_are_told() {
+    let mut busy = Busy::start().await;
+    // Queued when the shutdown comes: still written, and its answer still taken.
+    let last = actix::spawn({
+        let mux = busy.mux.clone();
+        async move { mux.terminate("last").await }
+    });
+    tokio::task::yield_now().await;
+    let shutdown = actix::spawn({
+        let mux = busy.mux.clone();
+        async move { mux.shutdown().await }
+    });
+    let request = busy.peer.expect("process/terminate").await;
+    assert_eq!(request.params["processId"], "last");
+    let expected = ws::Frame::Close(Some(ws::CloseCode::Normal.into()));
+    assert_eq!(busy.peer.frame().await, Some(expected));
+    busy.peer.answer(&request, json!({"running": true})).await;
+    assert!(soon(last).await.unwrap().unwrap().running);
+    assert!(!shutdown.is_finished(), "the peer has not closed yet");
+    // What comes in now is refused.
+    match busy.mux.terminate("late").await {
+        Err(CallError::Disconnected {
+            reason: DisconnectReason::Closed,
+            ..
+        }) => {}
+        answer => panic!("{answer:?}"),
+    }
+    let Busy {
+        mux,
+        peer,
+        recordings,
+        calls,
+    } = busy;
+    drop(peer);
+    soon(shutdown).await.unwrap();
+    let (_, peer) = Peer::connect(config()).await;
+    let reason = Busy {
+        mux: mux.clone(),
+        peer,
+        recordings,
+        calls,
+    }
+    .end()
+    .await;
+    assert!(matches!(reason, DisconnectReason::Closed), "{reason:?}");
+    soon(mux.shutdown()).await;
+}
+
+#[actix::test]
+async fn p14_a_shutdown_does_not_wait_for_ever() {
+    pause();
+    let busy = Busy::start().await;
+    let begun = Instant::now();
+    busy.mux.shutdown().await;
+    assert_eq!(begun.elapsed().as_secs(), 5);
+    assert!(matches!(busy.end().await, DisconnectReason::Closed));
+}
+
+#[actix::test]
+async fn dropping_the_last_handle_closes_the_connection() {
+    let Busy {
+        mux,
+        mut peer,
+        recordings,
+        calls,
+    } = Busy::start().await;
+    for call in calls {
+        // Each holds a handle.
+        call.abort();
+    }
+    drop(mux);
+    let expected = ws::Frame::Close(Some(ws::CloseCode::Normal.into()));
+    assert_eq!(peer.frame().await, Some(expected));
+    assert_eq!(peer.frame().await, None, "the socket is closed");
+    for recording in recordings {
+        let failed = recording.record().await.failed.unwrap();
+        assert!(
+            matches!(
+                failed.reason,
+                FailureReason::Disconnected(DisconnectReason::Closed)
+            ),
+            "{failed:?}"
+        );
+    }
+}
+
+#[actix::test]
+async fn a_peer_that_does_not_read_does_not_keep_a_dropped_connection() {
+    pause();
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let write = actix::spawn({
+        let mux = mux.clone();
+        async move { mux.write_file("/x", vec![0; 4 << 20]).await }
+    });
+    while mux.statistics().await.unwrap().queued_bytes == 0 {
+        tokio::task::yield_now().await;
+    }
+    write.abort();
+    drop((write.await, mux));
+    // Lets the actors notice, and then the time be up: what is read is what the pipe held by then.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::advance(Duration::from_secs(6)).await;
+    let read = peer.rest().await;
+    assert!(read <= 1 << 20, "{read}");
+}

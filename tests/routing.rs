@@ -1,0 +1,422 @@
+//! Processes and their sessions, against a scripted peer.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use actix::Addr;
+use execmux::{
+    CallError, FailureReason, Mux, Register, RegisterError, Session, SessionEvent, Start,
+    StartError, Started,
+    protocol::{StartProcess, Stream},
+};
+use serde_json::json;
+use support::{
+    peer::{Peer, config},
+    recorder::{Recorder, Stop, Tap},
+    soon,
+};
+use tokio::{task::JoinHandle, time::pause};
+
+fn spawn_start(
+    mux: &Mux,
+    process_id: &str,
+    session: impl Into<Session>,
+) -> JoinHandle<Result<Started, StartError>> {
+    let (mux, session) = (mux.clone(), session.into());
+    let process = StartProcess::new(process_id, ["true"], "/");
+    actix::spawn(async move { mux.start(process, session).await })
+}
+
+/// Starts a process that the peer agrees to.
+async fn start(mux: &Mux, peer: &mut Peer, process_id: &str, session: impl Into<Session>) {
+    let started = spawn_start(mux, process_id, session);
+    let request = peer.expect("process/start").await;
+    assert_eq!(request.params["processId"], process_id);
+    peer.answer(&request, json!({"processId": process_id}))
+        .await;
+    soon(started).await.unwrap().unwrap();
+}
+
+#[actix::test]
+async fn p1_a_session_gets_its_events_in_order_each_once() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (session, recording) = Recorder::start_session();
+    start(&mux, &mut peer, "p", session).await;
+    peer.closed("p", 5).await;
+    peer.output("p", 2, "stderr", "err").await;
+    peer.exited("p", 3, 7).await;
+    peer.output("p", 2, "stderr", "err").await;
+    peer.output("p", 4, "stdout", " late").await;
+    peer.output("p", 1, "stdout", "out").await;
+    peer.output("p", 1, "stdout", "out").await;
+    let record = recording.record().await;
+    assert_eq!(record.stdout, b"out late");
+    assert_eq!(record.stderr, b"err");
+    assert_eq!((record.exit_code(), record.last_seq), (7, 5));
+}
+
+#[actix::test]
+async fn p1_output_before_the_answer_to_the_start_is_not_lost() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (session, recording) = Recorder::start_session();
+    let started = spawn_start(&mux, "p", session);
+    let request = peer.expect("process/start").await;
+    peer.output("p", 1, "stdout", "early").await;
+    peer.exited("p", 2, 0).await;
+    peer.closed("p", 3).await;
+    let record = recording.record().await;
+    assert_eq!(record.stdout, b"early");
+    peer.answer(&request, json!({"processId": "p", "sandboxType": "none"}))
+        .await;
+    let started = soon(started).await.unwrap().unwrap();
+    assert_eq!(started.sandbox_type.as_deref(), Some("none"));
+}
+
+#[actix::test]
+async fn each_session_gets_the_events_of_its_process() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let mut recordings = Vec::new();
+    for n in 0..10 {
+        let (session, recording) = Recorder::start_session();
+        start(&mux, &mut peer, &format!("p{n}"), session).await;
+        recordings.push(recording);
+    }
+    for seq in 1..=20 {
+        for n in 0..10 {
+            peer.output(&format!("p{n}"), seq, "pty", &format!("{n}:{seq} "))
+                .await;
+        }
+    }
+    for n in 0..10 {
+        peer.exited(&format!("p{n}"), 21, n).await;
+        peer.closed(&format!("p{n}"), 22).await;
+    }
+    for (n, recording) in recordings.into_iter().enumerate() {
+        let record = recording.record().await;
+        let expected: String = (1..=20).map(|seq| format!("{n}:{seq} ")).collect();
+        assert_eq!(String::from_utf8_lossy(&record.pty), expected);
+        assert_eq!(record.exit_code(), n as i32);
+    }
+}
+
+#[actix::test]
+async fn one_actor_can_be_the_session_of_several_processes() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (tap, mut events) = Tap::start_session();
+    for id in ["a", "b"] {
+        start(&mux, &mut peer, id, tap.clone().recipient()).await;
+    }
+    peer.output("b", 1, "stdout", "x").await;
+    peer.exited("a", 1, 0).await;
+    match events.next().await.unwrap() {
+        SessionEvent::Output(output) => {
+            assert_eq!(
+                (output.process_id.as_str(), output.stream),
+                ("b", Stream::Stdout)
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    match events.next().await.unwrap() {
+        SessionEvent::Exited(exited) => assert_eq!(exited.process_id.as_str(), "a"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[actix::test]
+async fn a_duplicate_is_refused_by_name_and_nothing_is_sent() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (session, recording) = Recorder::start_session();
+    start(&mux, &mut peer, "p", session).await;
+    let (other, _other_recording) = Recorder::start_session();
+    match spawn_start(&mux, "p", other.clone()).await.unwrap() {
+        Err(StartError::Register(RegisterError::Duplicate(id))) => assert_eq!(id.as_str(), "p"),
+        answer => panic!("{answer:?}"),
+    }
+    let error = mux.register("p", other).await.unwrap_err();
+    assert_eq!(error.to_string(), "process p has a session already");
+    // The first is as it was.
+    peer.exited("p", 1, 0).await;
+    peer.closed("p", 2).await;
+    assert_eq!(recording.record().await.exit_code(), 0);
+}
+
+#[actix::test]
+async fn a_refused_start_leaves_no_route_when_it_is_told() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    for _ in 0..3 {
+        let (session, recording) = Recorder::start_session();
+        let started = spawn_start(&mux, "p", session);
+        let request = peer.expect("process/start").await;
+        peer.reject(&request, -32603, "no such file").await;
+        match soon(started).await.unwrap() {
+            Err(StartError::Call(CallError::Rejected { message, .. })) => {
+                assert_eq!(message, "no such file")
+            }
+            answer => panic!("{answer:?}"),
+        }
+        assert_eq!(recording.partial().await.last_seq, 0);
+    }
+}
+
+#[actix::test]
+async fn p2_a_start_without_an_answer_fails_its_session_and_ends_its_process() {
+    pause();
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (session, recording) = Recorder::start_session();
+    let router = mux.router().clone();
+    let started = actix::spawn(async move {
+        let start = Start {
+            process: StartProcess::new("p", ["true"], "/"),
+            session,
+            timeout: Some(Duration::from_secs(5)),
+        };
+        router.send(start).await.unwrap()
+    });
+    peer.expect("process/start").await;
+    peer.output("p", 1, "stdout", "it runs").await;
+    match soon(started).await.unwrap() {
+        Err(StartError::Call(CallError::DeadlineExceeded { after, .. })) => {
+            assert_eq!(after.as_secs(), 5)
+        }
+        answer => panic!("{answer:?}"),
+    }
+    let failed = recording.record().await.failed.unwrap();
+    assert!(
+        matches!(failed.reason, FailureReason::StartUnanswered),
+        "{failed:?}"
+    );
+    assert_eq!(failed.last_seq, 1);
+    assert_eq!(
+        peer.expect("process/terminate").await.params,
+        json!({"processId": "p"})
+    );
+    assert!(!mux.unregister("p").await);
+}
+
+#[actix::test]
+async fn a_start_whose_caller_has_gone_goes_on() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (session, recording) = Recorder::start_session();
+    let started = spawn_start(&mux, "p", session);
+    let request = peer.expect("process/start").await;
+    started.abort();
+    assert!(started.await.unwrap_err().is_cancelled());
+    peer.answer(&request, json!({"processId": "p"})).await;
+    peer.exited("p", 1, 4).await;
+    peer.closed("p", 2).await;
+    assert_eq!(recording.record().await.exit_code(), 4);
+}
+
+#[actix::test]
+async fn a_closed_process_frees_its_id_before_its_session_hears_of_it() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (tap, mut events) = Tap::start_session();
+    start(&mux, &mut peer, "p", tap.clone().recipient()).await;
+    peer.closed("p", 1).await;
+    while !matches!(events.next().await.unwrap(), SessionEvent::Closed(_)) {}
+    mux.register("p", Session::from(tap.recipient()))
+        .await
+        .unwrap();
+}
+
+#[actix::test]
+async fn an_unregistered_session_hears_nothing_more() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (session, recording) = Recorder::start_session();
+    start(&mux, &mut peer, "p", session).await;
+    assert!(mux.unregister("p").await);
+    assert!(!mux.unregister("p").await);
+    peer.closed("p", 1).await;
+    let record = recording.partial().await;
+    assert!(!record.has_ended() && record.last_seq == 0);
+    // The process is left alone: the next request is another's.
+    let (session, _recording) = Recorder::start_session();
+    start(&mux, &mut peer, "q", session).await;
+}
+
+#[actix::test]
+async fn a_session_can_be_registered_for_what_others_start() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (session, recording) = Recorder::start_session();
+    let register = Register {
+        process_id: "p".into(),
+        session,
+    };
+    mux.router().send(register).await.unwrap().unwrap();
+    peer.exited("p", 1, 0).await;
+    peer.closed("p", 2).await;
+    assert_eq!(recording.record().await.exit_code(), 0);
+}
+
+#[actix::test]
+async fn p3_p4_a_session_that_does_not_consume_fails_alone_at_its_budget() {
+    let mut config = config();
+    config.session_budget = 100_000;
+    let (mux, mut peer) = Peer::connect(config).await;
+    let (idle, mut held) = Tap::start_session();
+    start(&mux, &mut peer, "idle", idle.recipient()).await;
+    let (session, recording) = Recorder::start_session();
+    start(&mux, &mut peer, "busy", session).await;
+    for seq in 1..=200 {
+        peer.output("idle", seq, "stdout", &"x".repeat(1000)).await;
+        peer.output("busy", seq, "stdout", &"y".repeat(1000)).await;
+    }
+    peer.exited("busy", 201, 0).await;
+    peer.closed("busy", 202).await;
+    assert_eq!(recording.record().await.stdout.len(), 200_000);
+
+    let mut outputs = Vec::new();
+    let failed = loop {
+        match held.next().await.unwrap() {
+            SessionEvent::Output(output) => outputs.push(output),
+            SessionEvent::Failed(failed) => break failed,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((outputs.len(), failed.last_seq), (88, 88));
+    match failed.reason {
+        FailureReason::Overflow {
+            held,
+            budget: 100_000,
+        } => assert_eq!(held, 89 * 1128),
+        other => panic!("{other:?}"),
+    }
+    assert!(
+        held.next().await.is_none(),
+        "nothing follows, and nobody holds the session"
+    );
+    assert_eq!(
+        peer.expect("process/terminate").await.params["processId"],
+        "idle"
+    );
+}
+
+#[actix::test]
+async fn p3_a_session_that_consumes_is_not_failed_by_what_comes_at_once() {
+    let mut config = config();
+    config.session_budget = 150_000;
+    let (mux, mut peer) = Peer::connect(config).await;
+    let (session, recording) = Recorder::start_session();
+    start(&mux, &mut peer, "p", session).await;
+    // Makes the read buffer large.
+    peer.send(json!({"id": 99, "result": "x".repeat(900_000)}))
+        .await;
+    for seq in 1..=1000 {
+        peer.output("p", seq, "stdout", &"x".repeat(1000)).await;
+    }
+    peer.exited("p", 1001, 0).await;
+    peer.closed("p", 1002).await;
+    assert_eq!(recording.record().await.stdout.len(), 1_000_000);
+}
+
+#[actix::test]
+async fn an_event_that_never_comes_fails_its_session_by_name() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (session, recording) = Recorder::start_session();
+    start(&mux, &mut peer, "p", session).await;
+    for seq in 2..=258 {
+        peer.output("p", seq, "stdout", "x").await;
+    }
+    let failed = recording.record().await.failed.unwrap();
+    assert!(
+        matches!(
+            failed.reason,
+            FailureReason::MissingEvent {
+                missing: 1,
+                waiting: 257
+            }
+        ),
+        "{failed:?}"
+    );
+    assert_eq!(
+        peer.expect("process/terminate").await.params["processId"],
+        "p"
+    );
+}
+
+async fn expect_terminate(peer: &mut Peer, process_id: &str) {
+    let request = peer.expect("process/terminate").await;
+    assert_eq!(request.params["processId"], process_id);
+    peer.answer(&request, json!({"running": true})).await;
+}
+
+async fn stop(tap: Addr<Tap>) {
+    tap.send(Stop).await.unwrap();
+}
+
+#[actix::test]
+async fn p13_a_stopped_session_is_noticed_with_its_next_event() {
+    let mut config = config();
+    config.session_check_interval = Duration::from_secs(3600);
+    let (mux, mut peer) = Peer::connect(config).await;
+    let (tap, _events) = Tap::start_session();
+    start(&mux, &mut peer, "p", tap.clone().recipient()).await;
+    stop(tap).await;
+    peer.output("p", 1, "stdout", "x").await;
+    expect_terminate(&mut peer, "p").await;
+    assert!(!mux.unregister("p").await);
+}
+
+#[actix::test]
+async fn p13_a_stopped_session_is_noticed_without_an_event() {
+    pause();
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (tap, _events) = Tap::start_session();
+    start(&mux, &mut peer, "p", tap.clone().recipient()).await;
+    stop(tap).await;
+    expect_terminate(&mut peer, "p").await;
+    assert!(!mux.unregister("p").await);
+}
+
+#[actix::test]
+async fn p13_a_session_held_weakly_is_left_to_its_owner() {
+    pause();
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (tap, mut events) = Tap::start_session();
+    start(&mux, &mut peer, "p", tap.downgrade().recipient()).await;
+    peer.output("p", 1, "stdout", "x").await;
+    events.next().await.unwrap();
+    drop(tap);
+    assert!(events.next().await.is_none(), "nobody holds it");
+    expect_terminate(&mut peer, "p").await;
+}
+
+#[actix::test]
+async fn p13_a_termination_that_is_refused_for_overload_is_tried_again() {
+    pause();
+    let mut config = config();
+    config.max_calls_in_flight = 1;
+    let (mux, mut peer) = Peer::connect(config).await;
+    let (tap, _events) = Tap::start_session();
+    start(&mux, &mut peer, "p", tap.clone().recipient()).await;
+    let (session, mut recording) = Recorder::start_session();
+    mux.register("q", session).await.unwrap();
+    let call = actix::spawn({
+        let mux = mux.clone();
+        async move { mux.terminate("other").await }
+    });
+    let occupying = peer.expect("process/terminate").await;
+    stop(tap).await;
+    peer.output("p", 1, "stdout", "x").await;
+    peer.output("q", 1, "stdout", "x").await;
+    recording.began().await;
+    assert!(!mux.unregister("p").await, "noticed");
+    peer.answer(&occupying, json!({"running": true})).await;
+    soon(call).await.unwrap().unwrap();
+    expect_terminate(&mut peer, "p").await;
+}
+
+#[actix::test]
+async fn a_session_that_has_stopped_is_not_registered() {
+    let (mux, _peer) = Peer::connect(config()).await;
+    let (tap, _events) = Tap::start_session();
+    stop(tap.clone()).await;
+    let error = mux.register("p", tap.recipient()).await.unwrap_err();
+    assert!(
+        matches!(error, RegisterError::SessionStopped(_)),
+        "{error:?}"
+    );
+}
