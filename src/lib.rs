@@ -1,5 +1,72 @@
 //! Actor-based session multiplexer: any number of remote processes over one WebSocket to an
-//! exec-server, each of them owned by one actor.
+//! exec-server, each of them owned by one actor of the application.
+//!
+//! ```text
+//! application actors ── Start, Call<M> ──┐         ┌── SessionEvent ──> session actors
+//!                                        v         |
+//! exec-server <══ WebSocket ══> Connection ──────> Router
+//!                               calls in flight    process id -> session
+//! ```
+//!
+//! A *session* is any actor that handles [`SessionEvent`]. It is given to [`Mux::start`] together
+//! with what to run, and is told of output, of the exit, and of the end: [`Closed`], or [`Failed`]
+//! with the reason. One of the two comes last, once.
+//!
+//! ```no_run
+//! use actix::prelude::*;
+//! use execmux::{Config, Mux, ProcessId, SessionEvent, StartProcess};
+//!
+//! struct Printer;
+//!
+//! impl Actor for Printer {
+//!     type Context = Context<Self>;
+//!
+//!     fn stopped(&mut self, _: &mut Self::Context) {
+//!         System::current().stop();
+//!     }
+//! }
+//!
+//! impl Handler<SessionEvent> for Printer {
+//!     type Result = ();
+//!
+//!     fn handle(&mut self, event: SessionEvent, _: &mut Self::Context) {
+//!         match event {
+//!             SessionEvent::Output(output) => print!("{}", output.chunk.escape_ascii()),
+//!             SessionEvent::Closed(closed) => println!("exit code {:?}", closed.exit_code),
+//!             SessionEvent::Failed(failed) => eprintln!("failed: {}", failed.reason),
+//!             _ => {}
+//!         }
+//!     }
+//! }
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let system = System::new();
+//!     let mux = system.block_on(async {
+//!         let mux = Mux::connect(Config::new("ws://127.0.0.1:8080")).await?;
+//!         let process = StartProcess::new(ProcessId::unique(), ["ls", "-l"], "/tmp")
+//!             .env("PATH", "/usr/bin:/bin");
+//!         mux.start(process, Printer.start().recipient()).await?;
+//!         Ok::<_, Box<dyn std::error::Error>>(mux)
+//!     })?;
+//!     system.run()?;
+//!     drop(mux);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Map
+//!
+//! - [`Mux`]: the handle of a connection; [`Config`] its options.
+//! - [`Start`], [`Register`], [`Unregister`], [`Shutdown`]: what the [`Router`] answers.
+//! - [`Call`], [`DescribeServer`], [`GetStatistics`]: what the [`Connection`] answers.
+//! - [`protocol`]: the methods, one struct each, and what they answer with.
+//! - [`ConnectError`], [`CallError`], [`StartError`], [`RegisterError`]: one enum per operation;
+//!   [`DisconnectReason`] and [`FailureReason`]: why things end.
+//!
+//! # Features
+//!
+//! - none by default: the library.
+//! - `cli`: the `execmux` program.
 
 mod config;
 mod connection;
@@ -25,3 +92,8 @@ pub use crate::{
         Shutdown, Start, Unregister,
     },
 };
+
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
