@@ -45,7 +45,7 @@ pub struct Config {
     /// How long nothing may come before the peer is asked for a sign of life. 30 s by default.
     pub ping_interval: Duration,
     /// How long nothing may come, not even a sign of life, before the connection is given up. 60 s
-    /// by default; to be of use it has to exceed [`ping_interval`](Config::ping_interval).
+    /// by default. The sign of life is asked for after half of it at the latest.
     pub silence_timeout: Duration,
     /// How many bytes of output a session may have queued or in its hands; beyond it the session
     /// fails with [`Overflow`](crate::FailureReason::Overflow), the others do not notice. Every piece

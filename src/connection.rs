@@ -9,8 +9,8 @@
 //! | `Close` | – | the router |
 //! | `Received`, `LinkEnded` | – | the task that reads |
 //!
-//! It emits [`ConnectionEvent`]s. Reading and writing are tasks of their own, so that a flood of
-//! calls in the mailbox starves neither.
+//! It emits `ConnectionEvent`s. Reading, writing and the timer for deadlines are tasks of their own,
+//! which take turns with the actor: in its context, they would wait until its mailbox is empty.
 
 mod dial;
 mod frame;
@@ -147,8 +147,7 @@ impl Message for Close {
 
 /// What a connection tells the recipient it was given.
 #[derive(Debug)]
-#[non_exhaustive]
-pub enum ConnectionEvent {
+pub(crate) enum ConnectionEvent {
     /// What one read has brought, in the order in which the server sent it. More is read when it has
     /// been handled.
     Notifications(Vec<Notification>),
@@ -444,8 +443,14 @@ impl Connection {
         if let State::Closed(_) = self.state {
             return;
         }
-        self.state = State::Closed(reason.clone());
+        let state = mem::replace(&mut self.state, State::Closed(reason.clone()));
         debug!(reason:%; "disconnected");
+        match state {
+            // This side closes: the writer writes what is queued first.
+            State::Open { .. } if matches!(reason, DisconnectReason::Closed) => {}
+            State::Open { outgoing, .. } => outgoing.discard(),
+            State::Closing { .. } | State::Closed(_) => {}
+        }
         let entries = self.pending.borrow_mut().drain();
         for Entry { method, slot, .. } in entries {
             slot.resolve(Err(CallError::Disconnected {

@@ -29,6 +29,12 @@ pub enum ConnectError {
         /// The server, without credentials.
         server: String,
     },
+    /// The credentials cannot be sent as an HTTP header.
+    #[error("cannot use the credentials: {problem}")]
+    InvalidCredentials {
+        /// What is wrong with them.
+        problem: &'static str,
+    },
     /// No connection within [`Config::connect_timeout`](crate::Config::connect_timeout).
     #[error("no connection to {server} within {after:?}")]
     Timeout {
@@ -333,6 +339,9 @@ pub enum FailureReason {
         /// Events that wait for it.
         waiting: usize,
     },
+    /// The server told twice that the process has exited. The process was terminated.
+    #[error("the server told of the exit twice")]
+    ExitedTwice,
     /// `process/start` was not answered in time, or not intelligibly, so that it is not known whether
     /// the process runs. It was asked to terminate.
     #[error("it is not known whether the process has started")]
@@ -356,16 +365,19 @@ impl JsonError {
 impl From<serde_json::Error> for JsonError {
     fn from(error: serde_json::Error) -> Self {
         let text = error.to_string();
-        // serde quotes a string that it did not expect: `invalid type: string "…", expected …`.
-        let quoted = text
-            .find("string \"")
-            .map(|at| at + "string".len())
-            .zip(text.rfind('"'));
-        match quoted {
-            Some((start, end)) => {
-                JsonError(format!("{}{}", &text[..start], &text[end + 1..]).into())
+        // serde quotes what it did not expect: invalid type: string "…", expected …
+        let quotes = ["invalid type: ", "invalid value: ", "unknown variant "]
+            .iter()
+            .any(|quotes| text.starts_with(quotes));
+        match text.rfind(", expected ") {
+            Some(expected) if quotes => {
+                let kind = text[..expected]
+                    .split(['"', '`'])
+                    .next()
+                    .unwrap_or_default();
+                JsonError(format!("{}{}", kind.trim_end(), &text[expected..]).into())
             }
-            None => JsonError(text.into()),
+            _ => JsonError(text.into()),
         }
     }
 }
@@ -385,6 +397,34 @@ mod tests {
         assert_eq!(
             redacted,
             "invalid type: string, expected u64 at line 1 column 18"
+        );
+        for (json, redacted) in [
+            (
+                r#"{"stream": "secret, expected"}"#,
+                "unknown variant, expected one of `stdout`, `stderr`, `pty`",
+            ),
+            (
+                r#"{"stream": {"secret": 1}}"#,
+                "unknown variant, expected one of",
+            ),
+            (r#"{"x": 1}"#, "missing field `stream`"),
+        ] {
+            #[derive(Debug, serde::Deserialize)]
+            #[allow(dead_code, reason = "only decoded")]
+            struct Chunk {
+                stream: crate::protocol::Stream,
+            }
+            let error = serde_json::from_str::<Chunk>(json).unwrap_err();
+            let text = JsonError::from(error).to_string();
+            assert!(text.starts_with(redacted), "{json}: {text}");
+            assert!(!text.contains("secret"), "{json}: {text}");
+        }
+        let error = serde_json::from_str::<u8>("4711").unwrap_err();
+        assert!(error.to_string().contains("4711"), "serde quotes: {error}");
+        let redacted = JsonError::from(error).to_string();
+        assert_eq!(
+            redacted,
+            "invalid value: integer, expected u8 at line 1 column 4"
         );
     }
 

@@ -78,8 +78,7 @@ mod router;
 pub use crate::{
     config::Config,
     connection::{
-        Call, Connection, ConnectionEvent, DescribeServer, GetStatistics, PendingCall, ServerInfo,
-        Statistics,
+        Call, Connection, DescribeServer, GetStatistics, PendingCall, ServerInfo, Statistics,
     },
     error::{
         CallError, ConnectError, DisconnectReason, FailureReason, InvalidRequest, JsonError,

@@ -168,12 +168,7 @@ impl Mux {
         process: StartProcess,
         session: impl Into<Session>,
     ) -> Result<Started, StartError> {
-        let start = Start {
-            process,
-            session: session.into(),
-            timeout: None,
-        };
-        match self.router.send(start).await {
+        match self.router.send(Start::new(process, session)).await {
             Ok(answer) => answer,
             Err(_) => Err(RegisterError::Disconnected(DisconnectReason::Closed).into()),
         }
@@ -189,23 +184,17 @@ impl Mux {
         process_id: impl Into<ProcessId>,
         session: impl Into<Session>,
     ) -> Result<(), RegisterError> {
-        let register = Register {
-            process_id: process_id.into(),
-            session: session.into(),
-        };
-        match self.router.send(register).await {
+        match self.router.send(Register::new(process_id, session)).await {
             Ok(answer) => answer,
             Err(_) => Err(RegisterError::Disconnected(DisconnectReason::Closed)),
         }
     }
 
-    /// Takes a session off its process: see [`Unregister`]. Returns whether there was one.
-    pub async fn unregister(&self, process_id: impl Into<ProcessId>) -> bool {
-        let unregister = Unregister {
-            process_id: process_id.into(),
-        };
+    /// Takes a session off its process: see [`Unregister`]. Returns the `seq` of the last event that it
+    /// was told, 0 for none, or `None` if there was no session.
+    pub async fn unregister(&self, process_id: impl Into<ProcessId>) -> Option<u64> {
         // A router that is gone has no sessions.
-        self.router.send(unregister).await.unwrap_or(false)
+        self.router.send(Unregister::new(process_id)).await.ok()?
     }
 
     /// Reads what the server retains of a process's output: see [`ReadProcess`].
@@ -356,7 +345,7 @@ impl Mux {
     /// Once begun, the connection closes also if the future is dropped.
     pub async fn shutdown(&self) {
         // A router that is gone has closed.
-        let _gone = self.router.send(Shutdown).await;
+        let _gone = self.router.send(Shutdown::new()).await;
     }
 }
 

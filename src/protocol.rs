@@ -34,6 +34,7 @@ mod process;
 
 use serde::{Deserialize, de::DeserializeOwned};
 
+pub(crate) use self::notification::{Notification, ProcessEvent};
 pub use self::{
     dialect::{Dialect, PathSpelling},
     environment::{EnvironmentInfo, ReadEnvironmentInfo, Shell},
@@ -42,7 +43,6 @@ pub use self::{
         ReadDirectory, ReadFile, ReadMetadata, RemovePath, WriteFile,
     },
     jsonrpc::ErrorCode,
-    notification::{Notification, ProcessEvent},
     params::Params,
     process::{
         EnvironmentPolicy, InheritEnvironment, Interrupt, OutputChunk, ProcessId, ProcessMetadata,

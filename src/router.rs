@@ -5,10 +5,10 @@
 //! | --- | --- | --- |
 //! | [`Start`] | `Result<Started, StartError>` | anyone |
 //! | [`Register`] | `Result<(), RegisterError>` | anyone |
-//! | [`Unregister`] | `bool` | anyone |
+//! | [`Unregister`] | `Option<u64>` | anyone |
 //! | [`Shutdown`] | – | anyone |
-//! | [`ConnectionEvent`] | – | the connection |
-//! | `StartFailed`, `Unterminated`, `CheckSessions` | – | the router's own calls and timer |
+//! | `ConnectionEvent` | – | the connection |
+//! | `StartEnded`, `Unterminated`, `CheckSessions` | – | the router's own calls and timer |
 //!
 //! It sends [`SessionEvent`]s, and never waits for a session.
 
@@ -16,7 +16,7 @@ mod delivery;
 mod routes;
 mod session;
 
-use std::{fmt, mem, time::Duration};
+use std::{collections::HashSet, fmt, mem, time::Duration};
 
 use actix::{
     Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, ResponseFuture,
@@ -44,15 +44,17 @@ use crate::{
 ///
 /// # Errors
 ///
-/// See [`StartError`]. If the process was not started, the session hears nothing. If it is not known
-/// whether it was, because the answer did not come in time or not intelligibly, the process is
-/// asked to terminate and the session gets [`Failed`].
+/// See [`StartError`]. If the server refuses the start, or it is not sent, the session hears nothing.
+/// If it is not known whether the process was started, because the answer did not come in time or
+/// not intelligibly, it is asked to terminate and the session gets [`Failed`]. If the connection is
+/// lost meanwhile, the session gets [`Failed`] as all others do.
 ///
 /// # Cancel safety
 ///
 /// A start that is dropped after the router has handled it goes on: the process runs and its
 /// session receives its events.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Start {
     /// What to start.
     pub process: StartProcess,
@@ -62,21 +64,63 @@ pub struct Start {
     pub timeout: Option<Duration>,
 }
 
+impl Start {
+    /// Starts `process` for `session`.
+    pub fn new(process: StartProcess, session: impl Into<Session>) -> Self {
+        Start {
+            process,
+            session: session.into(),
+            timeout: None,
+        }
+    }
+
+    /// Waits for the answer no longer than this.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+}
+
 impl Message for Start {
     type Result = Result<Started, StartError>;
 }
 
-/// Registers a session for a process that something else starts.
+/// Registers a session for a process that something else starts, or has started.
+///
+/// Events that came before are not told again: say with [`after_seq`](Register::after_seq) which was
+/// the last, or the session waits for the first in vain.
 ///
 /// # Errors
 ///
 /// See [`RegisterError`].
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Register {
     /// The process.
     pub process_id: ProcessId,
     /// Who receives its events.
     pub session: Session,
+    /// The `seq` of the last event that the session does not need to be told, 0 for none.
+    pub after_seq: u64,
+}
+
+impl Register {
+    /// Registers `session` for all events of `process_id`.
+    pub fn new(process_id: impl Into<ProcessId>, session: impl Into<Session>) -> Self {
+        Register {
+            process_id: process_id.into(),
+            session: session.into(),
+            after_seq: 0,
+        }
+    }
+
+    /// Registers it for the events after this one, say what [`Unregister`] answered.
+    #[must_use]
+    pub fn after_seq(mut self, seq: u64) -> Self {
+        self.after_seq = seq;
+        self
+    }
 }
 
 impl Message for Register {
@@ -84,15 +128,26 @@ impl Message for Register {
 }
 
 /// Takes a session off its process, which goes on running. The session hears nothing more, not even
-/// a last event. Answers whether there was one.
+/// a last event. Answers with the `seq` of the last event that it was told, 0 for none, or with
+/// `None` if there was no session.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Unregister {
     /// The process.
     pub process_id: ProcessId,
 }
 
+impl Unregister {
+    /// Takes the session off `process_id`.
+    pub fn new(process_id: impl Into<ProcessId>) -> Self {
+        Unregister {
+            process_id: process_id.into(),
+        }
+    }
+}
+
 impl Message for Unregister {
-    type Result = bool;
+    type Result = Option<u64>;
 }
 
 /// Closes the connection in order: requests that wait are written first. Answers when the connection
@@ -101,22 +156,36 @@ impl Message for Unregister {
 ///
 /// The processes that run are left to the server. It ends them at once (before 0.120) or when it
 /// forgets the session (10 to 80 s later).
-#[derive(Debug, Clone, Copy)]
-pub struct Shutdown;
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct Shutdown {}
+
+impl Shutdown {
+    /// Closes the connection.
+    pub fn new() -> Self {
+        Shutdown {}
+    }
+}
 
 impl Message for Shutdown {
     type Result = ();
 }
 
-/// A start has no process to show.
-struct StartFailed {
+/// A start has been answered, or never will be.
+struct StartEnded {
     process_id: ProcessId,
     key: RouteKey,
-    /// Whether there may be a process all the same.
-    may_run: bool,
+    process: StartedProcess,
 }
 
-impl Message for StartFailed {
+/// What a start has led to.
+enum StartedProcess {
+    Running,
+    NotStarted,
+    Unknown,
+}
+
+impl Message for StartEnded {
     type Result = ();
 }
 
@@ -145,6 +214,9 @@ pub struct Router {
     routes: Routes,
     /// Processes without a session that are still to be terminated.
     orphans: Vec<ProcessId>,
+    /// Routes that ended before their starts. A server that handles several requests at once may
+    /// have terminated such a process before it started it.
+    ended_while_starting: HashSet<RouteKey>,
     /// Runs while there are routes.
     checking: Option<JoinHandle<()>>,
     session_budget: usize,
@@ -172,6 +244,7 @@ impl Router {
             connection,
             routes: Routes::default(),
             orphans: Vec::new(),
+            ended_while_starting: HashSet::new(),
             checking: None,
             session_budget,
             session_check_interval,
@@ -180,22 +253,34 @@ impl Router {
 
     fn register(
         &mut self,
-        process_id: ProcessId,
-        session: Session,
+        register: Register,
         context: &mut Context<Self>,
     ) -> Result<RouteKey, RegisterError> {
-        if let State::Closed(reason) = &self.state {
-            return Err(RegisterError::Disconnected(reason.clone()));
+        let Register {
+            process_id,
+            session,
+            after_seq,
+        } = register;
+        match &self.state {
+            State::Open { shutdowns } if shutdowns.is_empty() => {}
+            State::Open { .. } => {
+                return Err(RegisterError::Disconnected(DisconnectReason::Closed));
+            }
+            State::Closed(reason) => return Err(RegisterError::Disconnected(reason.clone())),
         }
-        let key = self
-            .routes
-            .insert(process_id, session, self.session_budget)?;
+        let budget = self.session_budget;
+        let key = self.routes.insert(process_id, session, budget, after_seq)?;
+        self.check_sessions(context);
+        Ok(key)
+    }
+
+    /// Has the sessions checked from now on.
+    fn check_sessions(&mut self, context: &mut Context<Self>) {
         if self.checking.is_none() {
             let router = context.address().downgrade();
             let check = check_sessions(router, self.session_check_interval);
             self.checking = Some(actix_rt::spawn(check));
         }
-        Ok(key)
     }
 
     fn forward(&mut self, notification: Notification, context: &mut Context<Self>) {
@@ -212,8 +297,7 @@ impl Router {
             return;
         };
         if session.has_stopped() {
-            self.routes.remove(&process_id);
-            self.terminate(process_id, context);
+            self.abandon(process_id, context);
             return;
         }
         let (last, may_run) = match delivery.accept(seq, event, |event| session.send(event)) {
@@ -222,12 +306,26 @@ impl Router {
             Progress::Failed(last) => (last, true),
         };
         // The route goes first: whoever hears the last event may use the process id again.
-        if let Some(route) = self.routes.remove(&process_id) {
+        let route = if may_run {
+            self.abandon(process_id, context)
+        } else {
+            self.routes.remove(&process_id)
+        };
+        if let Some(route) = route {
             route.session.send(last);
         }
-        if may_run {
-            self.terminate(process_id, context);
+    }
+
+    /// Removes the route of a process that may run, and ends the process.
+    fn abandon(&mut self, process_id: ProcessId, context: &mut Context<Self>) -> Option<Route> {
+        let route = self.routes.remove(&process_id);
+        if let Some(route) = &route
+            && route.starting
+        {
+            self.ended_while_starting.insert(route.key());
         }
+        self.terminate(process_id, context);
+        route
     }
 
     /// Ends a process that has no session any more.
@@ -255,6 +353,7 @@ impl Router {
             session.send(delivery.fail(FailureReason::Disconnected(reason.clone())));
         }
         self.orphans.clear();
+        self.ended_while_starting.clear();
         if let Some(checking) = self.checking.take() {
             checking.abort();
         }
@@ -304,19 +403,22 @@ impl Handler<Start> for Router {
             timeout,
         } = start;
         let process_id = process.process_id().clone();
-        PendingStart(
-            self.register(process_id.clone(), session, context)
-                .map(|key| Registered {
-                    call: match timeout {
-                        Some(timeout) => Call::new(process).timeout(timeout),
-                        None => Call::new(process),
-                    },
-                    process_id,
-                    key,
-                    connection: self.connection.clone(),
-                    router: context.address().downgrade(),
-                }),
-        )
+        let register = Register::new(&process_id, session);
+        PendingStart(self.register(register, context).map(|key| {
+            if let Some(route) = self.routes.get_keyed(&process_id, key) {
+                route.starting = true;
+            }
+            Registered {
+                call: match timeout {
+                    Some(timeout) => Call::new(process).timeout(timeout),
+                    None => Call::new(process),
+                },
+                process_id,
+                key,
+                connection: self.connection.clone(),
+                router: context.address().downgrade(),
+            }
+        }))
     }
 }
 
@@ -365,7 +467,7 @@ impl MessageResponse<Router, Start> for PendingStart {
     }
 }
 
-/// Where the answer to a start goes: to the router if there is no process, and to the caller.
+/// Where the answer to a start goes: to the router, and to the caller.
 struct StartSlot {
     router: WeakAddr<Router>,
     process_id: ProcessId,
@@ -376,26 +478,27 @@ struct StartSlot {
 impl ReplySlot for StartSlot {
     fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
         let outcome = outcome.and_then(|json| decode_response::<StartProcess>(&json));
-        let may_run = match &outcome {
-            // With the connection gone, all sessions are told anyway.
-            Ok(_) | Err(CallError::Disconnected { .. }) => None,
+        let process = match &outcome {
+            Ok(_) => Some(StartedProcess::Running),
             Err(CallError::DeadlineExceeded { .. } | CallError::InvalidResponse { .. }) => {
-                Some(true)
+                Some(StartedProcess::Unknown)
             }
             Err(
                 CallError::Rejected { .. }
                 | CallError::Overloaded { .. }
                 | CallError::InvalidRequest { .. },
-            ) => Some(false),
+            ) => Some(StartedProcess::NotStarted),
+            // All sessions are told of that.
+            Err(CallError::Disconnected { .. }) => None,
         };
-        // The router first, so that whoever hears of the failure can use the process id again.
-        if let Some(may_run) = may_run
+        // The router first, so that whoever hears of a failure can use the process id again.
+        if let Some(process) = process
             && let Some(router) = self.router.upgrade()
         {
-            router.do_send(StartFailed {
+            router.do_send(StartEnded {
                 process_id: self.process_id,
                 key: self.key,
-                may_run,
+                process,
             });
         }
         if let Some(sender) = self.sender {
@@ -440,8 +543,7 @@ impl Handler<Register> for Router {
     type Result = Result<(), RegisterError>;
 
     fn handle(&mut self, register: Register, context: &mut Self::Context) -> Self::Result {
-        self.register(register.process_id, register.session, context)
-            .map(|_| ())
+        self.register(register, context).map(|_| ())
     }
 }
 
@@ -449,7 +551,8 @@ impl Handler<Unregister> for Router {
     type Result = MessageResult<Unregister>;
 
     fn handle(&mut self, unregister: Unregister, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.routes.remove(&unregister.process_id).is_some())
+        let route = self.routes.remove(&unregister.process_id);
+        MessageResult(route.map(|route| route.delivery.last_seq()))
     }
 }
 
@@ -485,35 +588,45 @@ impl Handler<ConnectionEvent> for Router {
     }
 }
 
-impl Handler<StartFailed> for Router {
+impl Handler<StartEnded> for Router {
     type Result = ();
 
-    fn handle(&mut self, failed: StartFailed, context: &mut Self::Context) {
-        let StartFailed {
+    fn handle(&mut self, ended: StartEnded, context: &mut Self::Context) {
+        let StartEnded {
             process_id,
             key,
-            may_run,
-        } = failed;
-        let route = self.routes.remove_keyed(&process_id, key);
-        if !may_run {
+            process,
+        } = ended;
+        let was_ended = self.ended_while_starting.remove(&key);
+        let Some(route) = self.routes.get_keyed(&process_id, key) else {
+            // Without a route because it was unregistered, the process is somebody else's.
+            if was_ended && !matches!(process, StartedProcess::NotStarted) {
+                self.terminate(process_id, context);
+            }
             return;
+        };
+        match process {
+            StartedProcess::Running => route.starting = false,
+            StartedProcess::NotStarted => {
+                self.routes.remove(&process_id);
+            }
+            StartedProcess::Unknown => {
+                let last = route.delivery.fail(FailureReason::StartUnanswered);
+                route.session.send(last);
+                self.routes.remove(&process_id);
+                self.terminate(process_id, context);
+            }
         }
-        if let Some(Route {
-            session, delivery, ..
-        }) = route
-        {
-            session.send(delivery.fail(FailureReason::StartUnanswered));
-        }
-        self.terminate(process_id, context);
     }
 }
 
 impl Handler<Unterminated> for Router {
     type Result = ();
 
-    fn handle(&mut self, unterminated: Unterminated, _: &mut Self::Context) {
+    fn handle(&mut self, unterminated: Unterminated, context: &mut Self::Context) {
         // Tried again with the next check of the sessions.
         self.orphans.push(unterminated.process_id);
+        self.check_sessions(context);
     }
 }
 
@@ -521,16 +634,16 @@ impl Handler<CheckSessions> for Router {
     type Result = ();
 
     fn handle(&mut self, _: CheckSessions, context: &mut Self::Context) {
-        let mut orphans = mem::take(&mut self.orphans);
-        orphans.append(&mut self.routes.remove_stopped());
-        let none = orphans.is_empty();
+        let orphans = mem::take(&mut self.orphans);
+        let stopped = self.routes.stopped();
+        let is_idle = orphans.is_empty() && self.routes.is_empty();
         for process_id in orphans {
             self.terminate(process_id, context);
         }
-        if none
-            && self.routes.len() == 0
-            && let Some(checking) = self.checking.take()
-        {
+        for process_id in stopped {
+            self.abandon(process_id, context);
+        }
+        if is_idle && let Some(checking) = self.checking.take() {
             checking.abort();
         }
     }

@@ -340,7 +340,14 @@ async fn an_orderly_shutdown_writes_what_waits_and_answers_when_all_are_told() {
     busy.peer.answer(&request, json!({"running": true})).await;
     assert!(soon(last).await.unwrap().unwrap().running);
     assert!(!shutdown.is_finished(), "the peer has not closed yet");
-    // What comes in now is refused.
+    // What comes in now is refused, and its session hears nothing.
+    let (session, recording) = Recorder::start_session();
+    let process = StartProcess::new("late", ["true"], "/");
+    match busy.mux.start(process, session).await {
+        Err(StartError::Register(RegisterError::Disconnected(DisconnectReason::Closed))) => {}
+        answer => panic!("{answer:?}"),
+    }
+    assert!(!recording.partial().await.has_ended());
     match busy.mux.terminate("late").await {
         Err(CallError::Disconnected {
             reason: DisconnectReason::Closed,
@@ -367,6 +374,58 @@ async fn an_orderly_shutdown_writes_what_waits_and_answers_when_all_are_told() {
     .await;
     assert!(matches!(reason, DisconnectReason::Closed), "{reason:?}");
     soon(mux.shutdown()).await;
+}
+
+#[actix::test]
+async fn p8_what_was_not_sent_when_the_link_failed_is_not_sent_after_that() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    // Fills the pipe, and waits for the peer to read.
+    let write = actix::spawn({
+        let mux = mux.clone();
+        async move { mux.write_file("/x", vec![0; 2 << 20]).await }
+    });
+    while mux.statistics().await.unwrap().calls_in_flight < 1 {
+        tokio::task::yield_now().await;
+    }
+    let behind_it = actix::spawn({
+        let mux = mux.clone();
+        async move { mux.terminate("p").await }
+    });
+    while mux.statistics().await.unwrap().calls_in_flight < 2 {
+        tokio::task::yield_now().await;
+    }
+    peer.bytes(b"\x81\x02[]").await;
+    assert!(soon(write).await.unwrap().is_err());
+    match soon(behind_it).await.unwrap() {
+        Err(CallError::Disconnected {
+            reason: DisconnectReason::InvalidMessage(_),
+            ..
+        }) => {}
+        answer => panic!("{answer:?}"),
+    }
+    let read = peer.rest().await;
+    assert!(read <= 1 << 20, "{read}: more than the pipe held");
+}
+
+#[actix::test]
+async fn times_that_mean_never_are_taken_as_such() {
+    pause();
+    let mut config = config();
+    config.call_timeout = Duration::MAX;
+    config.ping_interval = Duration::MAX;
+    config.silence_timeout = Duration::MAX;
+    let mut busy = Busy::start_with(config).await;
+    for _ in 0..10 {
+        tokio::time::advance(Duration::from_secs(1000)).await;
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(busy.mux.statistics().await.unwrap().calls_in_flight, 3);
+    busy.peer.message(ws::Message::Close(None)).await;
+    let reason = busy.end().await;
+    assert!(
+        matches!(reason, DisconnectReason::PeerClosed { .. }),
+        "{reason:?}"
+    );
 }
 
 #[actix::test]

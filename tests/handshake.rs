@@ -244,6 +244,31 @@ async fn p12_older_servers_are_asked_for_what_they_speak() {
 }
 
 #[actix::test]
+async fn p12_what_a_newer_server_tells_of_itself_may_be_anything() {
+    for told in [
+        json!({"shell": {"path": null}}),
+        json!({"cwd": 7, "later": []}),
+        json!("later"),
+    ] {
+        let mux = shake(async |peer| {
+            let initialize = peer.expect("initialize").await;
+            peer.answer(
+                &initialize,
+                json!({"sessionId": 7, "environmentInfo": told}),
+            )
+            .await;
+        })
+        .await
+        .unwrap();
+        let server = mux.server().await.unwrap();
+        assert_eq!(
+            (server.dialect.paths, server.environment),
+            (PathSpelling::Uri, None)
+        );
+    }
+}
+
+#[actix::test]
 async fn pings_and_notifications_during_the_handshake_do_no_harm() {
     let mux = shake(async |peer| {
         let initialize = peer.expect("initialize").await;
@@ -260,7 +285,8 @@ async fn pings_and_notifications_during_the_handshake_do_no_harm() {
 
 #[actix::test]
 async fn what_is_no_exec_server_is_told() {
-    let scripts: [(&str, fn(i64) -> Value); 7] = [
+    type Script = fn(i64) -> Value;
+    let scripts: [(&str, Script); 7] = [
         ("a string", |id| json!({"id": id, "result": "hello"})),
         ("a list", |id| json!({"id": id, "result": [1]})),
         ("no result", |id| json!({"id": id})),

@@ -181,16 +181,14 @@ async fn stdin_is_forwarded() {
             "{options:?}: {stdout}"
         );
     }
-    // The end of input reaches a terminal.
-    let mut child = spawn(&server, &["--tty"], &["cat"]);
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(b"line\n")
-        .await
-        .unwrap();
-    assert!(soon(child.wait()).await.unwrap().success());
+    // The end of input reaches a terminal, also within a line.
+    for text in ["line\n", "begun"] {
+        let mut child = spawn(&server, &["--tty"], &["cat"]);
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(text.as_bytes()).await.unwrap();
+        drop(stdin);
+        assert!(soon(child.wait()).await.unwrap().success(), "{text:?}");
+    }
 }
 
 #[actix::test]
@@ -279,10 +277,7 @@ async fn a_lost_server_is_a_failure_of_our_own() {
     let output = soon(child.wait_with_output()).await.unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(125), "{stderr}");
-    assert!(
-        stderr.starts_with("execmux: lost the command: the connection is gone: "),
-        "{stderr}"
-    );
+    assert!(stderr.contains("the connection is gone: "), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }
 

@@ -6,6 +6,7 @@ mod support;
 use std::time::Duration;
 
 use actix::Addr;
+use actix_http::ws;
 use execmux::{
     CallError, FailureReason, Mux, Register, RegisterError, Session, SessionEvent, Start,
     StartError, Started,
@@ -168,11 +169,8 @@ async fn p2_a_start_without_an_answer_fails_its_session_and_ends_its_process() {
     let (session, recording) = Recorder::start_session();
     let router = mux.router().clone();
     let started = actix::spawn(async move {
-        let start = Start {
-            process: StartProcess::new("p", ["true"], "/"),
-            session,
-            timeout: Some(Duration::from_secs(5)),
-        };
+        let process = StartProcess::new("p", ["true"], "/");
+        let start = Start::new(process, session).timeout(Duration::from_secs(5));
         router.send(start).await.unwrap()
     });
     peer.expect("process/start").await;
@@ -193,21 +191,32 @@ async fn p2_a_start_without_an_answer_fails_its_session_and_ends_its_process() {
         peer.expect("process/terminate").await.params,
         json!({"processId": "p"})
     );
-    assert!(!mux.unregister("p").await);
+    assert_eq!(mux.unregister("p").await, None);
 }
 
 #[actix::test]
 async fn a_start_whose_caller_has_gone_goes_on() {
+    pause();
     let (mux, mut peer) = Peer::connect(config()).await;
-    let (session, recording) = Recorder::start_session();
-    let started = spawn_start(&mux, "p", session);
-    let request = peer.expect("process/start").await;
-    started.abort();
-    assert!(started.await.unwrap_err().is_cancelled());
-    peer.answer(&request, json!({"processId": "p"})).await;
-    peer.exited("p", 1, 4).await;
-    peer.closed("p", 2).await;
-    assert_eq!(recording.record().await.exit_code(), 4);
+    for refused in [true, false] {
+        let (session, recording) = Recorder::start_session();
+        let started = spawn_start(&mux, "p", session);
+        let request = peer.expect("process/start").await;
+        started.abort();
+        assert!(started.await.unwrap_err().is_cancelled());
+        // Calls that nobody waits for are forgotten by now; the router still waits for this one.
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(mux.statistics().await.unwrap().calls_in_flight, 1);
+        if refused {
+            peer.reject(&request, -32603, "no such file").await;
+            assert_eq!(recording.partial().await.last_seq, 0);
+        } else {
+            peer.answer(&request, json!({"processId": "p"})).await;
+            peer.exited("p", 1, 4).await;
+            peer.closed("p", 2).await;
+            assert_eq!(recording.record().await.exit_code(), 4);
+        }
+    }
 }
 
 #[actix::test]
@@ -227,8 +236,8 @@ async fn an_unregistered_session_hears_nothing_more() {
     let (mux, mut peer) = Peer::connect(config()).await;
     let (session, recording) = Recorder::start_session();
     start(&mux, &mut peer, "p", session).await;
-    assert!(mux.unregister("p").await);
-    assert!(!mux.unregister("p").await);
+    assert_eq!(mux.unregister("p").await, Some(0));
+    assert_eq!(mux.unregister("p").await, None);
     peer.closed("p", 1).await;
     let record = recording.partial().await;
     assert!(!record.has_ended() && record.last_seq == 0);
@@ -241,14 +250,72 @@ async fn an_unregistered_session_hears_nothing_more() {
 async fn a_session_can_be_registered_for_what_others_start() {
     let (mux, mut peer) = Peer::connect(config()).await;
     let (session, recording) = Recorder::start_session();
-    let register = Register {
-        process_id: "p".into(),
-        session,
-    };
+    let register = Register::new("p", session);
     mux.router().send(register).await.unwrap().unwrap();
     peer.exited("p", 1, 0).await;
     peer.closed("p", 2).await;
     assert_eq!(recording.record().await.exit_code(), 0);
+}
+
+#[actix::test]
+async fn a_process_can_be_handed_from_one_session_to_another() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (tap, mut events) = Tap::start_session();
+    mux.register("p", tap.clone().recipient()).await.unwrap();
+    peer.output("p", 1, "stdout", "a").await;
+    peer.output("p", 2, "stdout", "b").await;
+    for _ in 0..2 {
+        events.next().await.unwrap();
+    }
+    let last_seq = mux.unregister("p").await.unwrap();
+    assert_eq!(last_seq, 2);
+    let (other, mut others) = Tap::start_session();
+    let register = Register::new("p", other.recipient()).after_seq(last_seq);
+    mux.router().send(register).await.unwrap().unwrap();
+    peer.closed("p", 3).await;
+    match others.next().await.unwrap() {
+        SessionEvent::Closed(closed) => assert_eq!((closed.seq, closed.exit_code), (3, None)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[actix::test]
+async fn p13_a_process_that_starts_after_it_was_terminated_is_terminated_again() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (tap, _events) = Tap::start_session();
+    let started = spawn_start(&mux, "p", tap.clone().recipient());
+    let start = peer.expect("process/start").await;
+    stop(tap).await;
+    peer.output("p", 1, "stdout", "x").await;
+    // A server that handles several requests at once answers this one first.
+    let terminate = peer.expect("process/terminate").await;
+    peer.answer(&terminate, json!({"running": false})).await;
+    peer.answer(&start, json!({"processId": "p"})).await;
+    soon(started).await.unwrap().unwrap();
+    expect_terminate(&mut peer, "p").await;
+}
+
+#[actix::test]
+async fn a_start_without_an_answer_leaves_alone_what_was_unregistered() {
+    pause();
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (session, _recording) = Recorder::start_session();
+    let started = spawn_start(&mux, "p", session);
+    peer.expect("process/start").await;
+    assert_eq!(mux.unregister("p").await, Some(0));
+    assert!(soon(started).await.unwrap().is_err(), "after 30 s");
+    let (session, _recording) = Recorder::start_session();
+    let _next = spawn_start(&mux, "q", session);
+    loop {
+        // A ping may have come in the time that has passed.
+        if let Some(ws::Frame::Text(text)) = peer.frame().await {
+            assert!(
+                text.starts_with(b"{\"id\":4,\"method\":\"process/start\""),
+                "{text:?}"
+            );
+            break;
+        }
+    }
 }
 
 #[actix::test]
@@ -357,7 +424,7 @@ async fn p13_a_stopped_session_is_noticed_with_its_next_event() {
     stop(tap).await;
     peer.output("p", 1, "stdout", "x").await;
     expect_terminate(&mut peer, "p").await;
-    assert!(!mux.unregister("p").await);
+    assert_eq!(mux.unregister("p").await, None);
 }
 
 #[actix::test]
@@ -368,7 +435,7 @@ async fn p13_a_stopped_session_is_noticed_without_an_event() {
     start(&mux, &mut peer, "p", tap.clone().recipient()).await;
     stop(tap).await;
     expect_terminate(&mut peer, "p").await;
-    assert!(!mux.unregister("p").await);
+    assert_eq!(mux.unregister("p").await, None);
 }
 
 #[actix::test]
@@ -403,7 +470,7 @@ async fn p13_a_termination_that_is_refused_for_overload_is_tried_again() {
     peer.output("p", 1, "stdout", "x").await;
     peer.output("q", 1, "stdout", "x").await;
     recording.began().await;
-    assert!(!mux.unregister("p").await, "noticed");
+    assert_eq!(mux.unregister("p").await, None, "noticed");
     peer.answer(&occupying, json!({"running": true})).await;
     soon(call).await.unwrap().unwrap();
     expect_terminate(&mut peer, "p").await;

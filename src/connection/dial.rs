@@ -6,7 +6,7 @@ use actix_service::ServiceExt as _;
 use awc::{
     BoxedSocket,
     error::{SendRequestError, WsClientError},
-    http::{Uri, uri::Authority},
+    http::{Uri, header::HeaderValue, uri::Authority},
 };
 use bytes::BytesMut;
 use log::{debug, warn};
@@ -146,7 +146,7 @@ impl Target {
     }
 
     /// Returns the value of the `Authorization` header, if it may be sent there.
-    fn credentials(&self, config: &Config) -> Result<Option<String>, ConnectError> {
+    fn credentials(&self, config: &Config) -> Result<Option<HeaderValue>, ConnectError> {
         let bearer = config.bearer_token.as_ref();
         let credentials = bearer
             .map(|token| format!("Bearer {token}"))
@@ -156,7 +156,15 @@ impl Target {
                 server: self.server.clone(),
             });
         }
-        Ok(credentials)
+        let Some(credentials) = credentials else {
+            return Ok(None);
+        };
+        let mut value =
+            HeaderValue::from_str(&credentials).map_err(|_| ConnectError::InvalidCredentials {
+                problem: "the token has characters that a header cannot hold, say a line break",
+            })?;
+        value.set_sensitive(true);
+        Ok(Some(value))
     }
 }
 
@@ -285,12 +293,18 @@ mod tests {
             ("ws://me:p@h", None, true, Some("Basic bWU6cA==")),
             ("ws://127.0.0.1", Some("t"), false, Some("Bearer t")),
         ] {
+            let credentials = credentials(url, token, allow).unwrap();
             assert_eq!(
-                credentials(url, token, allow).unwrap().as_deref(),
-                expected,
+                credentials.as_ref().map(HeaderValue::as_bytes),
+                expected.map(str::as_bytes),
                 "{url}"
             );
+            assert!(credentials.is_none_or(|credentials| credentials.is_sensitive()));
         }
+        assert!(matches!(
+            credentials("ws://127.0.0.1", Some("line\nbreak"), false),
+            Err(ConnectError::InvalidCredentials { .. })
+        ));
     }
 
     #[test]

@@ -83,9 +83,10 @@ impl Decoder {
     /// tells.
     pub(crate) fn missing(&self, buffer: &[u8]) -> usize {
         match self.header(buffer) {
-            Ok(Some(header)) => {
-                (header.payload_start + header.payload_len).saturating_sub(buffer.len())
-            }
+            Ok(Some(header)) => header
+                .payload_len
+                .saturating_add(header.payload_start)
+                .saturating_sub(buffer.len()),
             Ok(None) | Err(_) => 0,
         }
     }

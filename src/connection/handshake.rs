@@ -1,9 +1,8 @@
 //! The exec-server's handshake: `initialize`, `initialized`, and which dialect it speaks.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use log::debug;
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
@@ -38,16 +37,10 @@ struct Initialize {
     client_name: String,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Initialized {
-    #[serde(default)]
-    environment_info: Option<EnvironmentInfo>,
-}
-
 impl Method for Initialize {
     const NAME: &'static str = "initialize";
-    type Response = Initialized;
+    // Whatever it is that a version answers with; but not something else than an object.
+    type Response = BTreeMap<String, Box<RawValue>>;
 
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
         params.field("clientName", &self.client_name)
@@ -79,16 +72,17 @@ pub(crate) async fn handshake(
             });
         }
     };
-    let initialized: Initialized = serde_json::from_str(result.get())
+    let mut initialized: <Initialize as Method>::Response = serde_json::from_str(result.get())
         .map_err(|error| exchange.not_exec_server(crate::JsonError::from(error)))?;
     exchange
         .send(br#"{"method":"initialized","params":{}}"#)
         .await?;
 
-    if initialized.environment_info.is_some() {
+    // That it is there decides; what it says is for information, and may be new.
+    if let Some(info) = initialized.remove("environmentInfo") {
         return Ok(ServerInfo {
             dialect: Dialect::new(PathSpelling::Uri),
-            environment: initialized.environment_info,
+            environment: serde_json::from_str(info.get()).ok(),
         });
     }
     // An older server. Those that know the key `cwd`, if only as null, want URIs.

@@ -1,5 +1,7 @@
 //! The task that reads: cuts what comes into batches, and hands them to those they are for.
 
+use std::pin::Pin;
+
 use actix::{Recipient, WeakAddr, WeakRecipient};
 use bytestring::ByteString;
 use log::debug;
@@ -11,7 +13,7 @@ use tokio::{
 
 use super::{
     Connection, ConnectionEvent, LinkEnded, Received, Reply, frame::Message, link::MessageReader,
-    outgoing::Answers,
+    outgoing::Answers, pending::after,
 };
 use crate::{
     error::DisconnectReason,
@@ -54,8 +56,8 @@ impl Reading {
     /// stays in the socket, and they run while the data is still in the cache.
     async fn read(&mut self) -> DisconnectReason {
         let mut last_read = Instant::now();
-        let mut pinged = false;
-        let heartbeat = sleep_until(last_read + self.ping_interval);
+        let mut pinged = None;
+        let heartbeat = sleep_until(after(last_read, self.ping_after()));
         let write_failed = self.write_failed.take();
         let write_failed = async {
             match write_failed {
@@ -82,7 +84,7 @@ impl Reading {
                         return reason;
                     }
                     last_read = Instant::now();
-                    pinged = false;
+                    pinged = None;
                 }
                 reason = &mut write_failed => return reason,
                 () = &mut heartbeat => {
@@ -94,29 +96,39 @@ impl Reading {
         }
     }
 
-    /// Asks for a sign of life, or gives up. The timer is set anew only when it fires, not at each
-    /// read.
+    /// How long nothing may come before a ping: half of the whole time at most, so that there is time
+    /// for the answer.
+    fn ping_after(&self) -> Duration {
+        self.ping_interval.min(self.silence_timeout / 2)
+    }
+
+    /// Asks for a sign of life, or gives up if the peer was asked and gave none. The timer is set anew
+    /// only when it fires, not at each read.
     fn beat(
         &self,
         last_read: Instant,
-        pinged: &mut bool,
-        heartbeat: std::pin::Pin<&mut Sleep>,
+        pinged: &mut Option<Instant>,
+        heartbeat: Pin<&mut Sleep>,
     ) -> Option<DisconnectReason> {
         let now = Instant::now();
-        let give_up = last_read + self.silence_timeout;
-        if now >= give_up {
-            return Some(DisconnectReason::Silent {
-                after: self.silence_timeout,
-            });
-        }
-        let ping = last_read + self.ping_interval;
-        if *pinged || now < ping {
-            heartbeat.reset(if *pinged { give_up } else { ping.min(give_up) });
-            return None;
-        }
-        self.answers.ping();
-        *pinged = true;
-        heartbeat.reset(give_up);
+        let ping_at = after(last_read, self.ping_after());
+        // Counted from the ping: it may be late, where this thread was busy.
+        let grace = self.silence_timeout - self.ping_after();
+        let next = match *pinged {
+            Some(pinged) if now >= after(pinged, grace) => {
+                return Some(DisconnectReason::Silent {
+                    after: now - last_read,
+                });
+            }
+            Some(pinged) => after(pinged, grace),
+            None if now < ping_at => ping_at,
+            None => {
+                self.answers.ping();
+                *pinged = Some(now);
+                after(now, grace)
+            }
+        };
+        heartbeat.reset(next);
         None
     }
 
@@ -144,8 +156,9 @@ impl Reading {
             }
             Incoming::Request { id, method } => {
                 debug!(method:%; "request of the server refused");
-                self.answers
-                    .text(jsonrpc::encode_method_not_found(&id, &method));
+                if let Some(refusal) = jsonrpc::encode_method_not_found(&id) {
+                    self.answers.text(refusal);
+                }
             }
             Incoming::Response { id, result } => {
                 let result = result.map(|json| text.slice_ref(json.get()));

@@ -38,8 +38,8 @@ pub(crate) struct Outgoing {
     max_bytes: usize,
     /// Keeps the channel open that [`Answers`] hold weakly.
     _answers: UnboundedSender<Frame>,
-    /// Dropped with this, and so tells the writer that its time is limited.
-    _open: oneshot::Sender<()>,
+    /// Tells the writer to stop; dropped with this, that its time is limited.
+    stop: oneshot::Sender<()>,
 }
 
 /// For answers; does not keep the queue open.
@@ -65,7 +65,7 @@ impl Outgoing {
     ) -> (Self, Answers) {
         let (requests, queued_requests) = mpsc::unbounded_channel();
         let (answers, queued_answers) = mpsc::unbounded_channel();
-        let (open, closing) = oneshot::channel();
+        let (stop, stopped) = oneshot::channel();
         let queued = Rc::new(Queued::default());
         let writing = Writing {
             writer,
@@ -76,16 +76,17 @@ impl Outgoing {
         // Ends when the queue is dropped: after what is queued is written, or after the timeout.
         actix_rt::spawn(async move {
             let overdue = async {
-                // Never sent to; what counts is that the sender is gone.
-                let _closing = closing.await;
-                sleep(close_timeout).await;
+                if stopped.await.is_err() {
+                    sleep(close_timeout).await;
+                }
             };
             select! {
+                biased;
+                () = overdue => {}
                 written = writing.run() => if let Err(reason) = written {
                     // If nobody listens, the connection has ended for another reason.
                     let _unheard = failed.send(reason);
                 },
-                () = overdue => {}
             }
         });
         let for_answers = Answers {
@@ -97,7 +98,7 @@ impl Outgoing {
             queued,
             max_bytes,
             _answers: answers,
-            _open: open,
+            stop,
         };
         (outgoing, for_answers)
     }
@@ -112,6 +113,13 @@ impl Outgoing {
         // The writer is gone only after an error, and then the reader is about to end all calls.
         let _ended = self.requests.send(Frame::Text(json));
         Ok(())
+    }
+
+    /// Forgets what is queued. Its callers are told that the connection is gone, so that it must not
+    /// be carried out after that.
+    pub(crate) fn discard(self) {
+        // The writer may have ended.
+        let _ended = self.stop.send(());
     }
 
     /// Bytes of requests that are not written yet.

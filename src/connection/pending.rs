@@ -12,6 +12,12 @@ use tokio::time::Instant;
 
 use crate::error::CallError;
 
+/// Returns `now + duration`, or, for those who mean "never" by it, an instant far enough.
+pub(crate) fn after(now: Instant, duration: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+    now + duration.min(FAR)
+}
+
 /// The id of a request of ours. Counted from 1 and never used twice.
 pub(crate) type RequestId = i64;
 
@@ -67,7 +73,7 @@ impl Pending {
 
     /// Enters a call under an id of [`next_id`](Self::next_id).
     pub(crate) fn insert(&mut self, id: RequestId, now: Instant, entry: Entry) {
-        let deadline = now + entry.timeout;
+        let deadline = after(now, entry.timeout);
         self.deadlines.push(Reverse((deadline, id)));
         let taken = self.entries.insert(id, entry);
         debug_assert!(taken.is_none(), "ids are never used twice");
@@ -220,6 +226,17 @@ mod tests {
         assert_eq!(pending.len(), 1);
         assert!(pending.take(id).is_some());
         assert!(gone.borrow().outcomes.is_empty());
+    }
+
+    #[test]
+    fn a_timeout_that_means_never_is_no_panic() {
+        let (now, mut pending) = (Instant::now(), Pending::default());
+        enter(&mut pending, now, u64::MAX);
+        assert!(
+            pending
+                .take_expired(now + Duration::from_secs(1 << 25))
+                .is_none()
+        );
     }
 
     #[test]

@@ -1,18 +1,20 @@
 //! `execmux run`: runs one command, with its streams and its exit code as if it ran here.
 
 use std::{
+    convert::Infallible,
+    env::VarError,
     io::{self, IsTerminal as _, Read as _},
     path::PathBuf,
     thread,
     time::Duration,
 };
 
-use actix::{Actor, ActorContext as _, Arbiter, Context, Handler, System};
+use actix::{Actor, ActorContext as _, Arbiter, ArbiterHandle, Context, Handler, System};
 use actix_rt::{signal::ctrl_c, time::timeout};
 use bytes::Bytes;
 use clap::Args;
 use execmux::{
-    CallError, Config, Mux, ProcessId, SessionEvent,
+    CallError, Config, Mux, ProcessId, SessionEvent, StartError, Started,
     protocol::{
         EnvironmentPolicy, ErrorCode, InheritEnvironment, StartProcess, Stream, WriteStatus,
     },
@@ -71,6 +73,16 @@ enum Outcome {
 /// Where programs are on most systems.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// That the command has ended, and as what.
+struct Ended {
+    exit_code: u8,
+    /// Or because this side did not want it any more.
+    by_itself: bool,
+}
+
+/// How long it may take to tell the server that this side leaves.
+const LEAVING: Duration = Duration::from_secs(1);
+
 /// Exit code of a program that Ctrl-C has ended: 128 and the number of SIGINT.
 const INTERRUPTED: u8 = 130;
 /// As of one that SIGPIPE has ended: whoever read our output has seen enough.
@@ -87,29 +99,54 @@ impl Run {
         // is read, and the command waits as it would in a pipeline. Signals are handled on this one.
         let arbiter = Arbiter::new().handle();
         let mut config = Config::new(&self.url);
-        config.bearer_token = std::env::var("EXECMUX_TOKEN").ok();
+        config.bearer_token = match std::env::var("EXECMUX_TOKEN") {
+            Ok(token) => Some(token).filter(|token| !token.is_empty()),
+            Err(VarError::NotPresent) => None,
+            Err(VarError::NotUnicode(_)) => return Err("EXECMUX_TOKEN is not UTF-8".to_owned()),
+        };
+        let mut interrupts = watch_interrupts();
         let mux = tokio::select! {
             connected = Mux::connect_on(&arbiter, config) => {
                 connected.map_err(|error| error.to_string())?
             }
-            _ = ctrl_c() => return Ok(INTERRUPTED),
+            Some(()) = interrupts.recv() => return Ok(INTERRUPTED),
         };
+        let result = self.run_on(&mux, &arbiter, interrupts).await;
+        if !matches!(
+            result,
+            Ok(Ended {
+                by_itself: true,
+                ..
+            })
+        ) {
+            // What is left to be said to the server, say that the command is not wanted any more.
+            let _unanswered = timeout(LEAVING, mux.shutdown()).await;
+        }
+        result.map(|ended| ended.exit_code)
+    }
 
+    async fn run_on(
+        self,
+        mux: &Mux,
+        arbiter: &ArbiterHandle,
+        interrupts: mpsc::UnboundedReceiver<()>,
+    ) -> Result<Ended, String> {
         let forward_stdin = !self.no_stdin && (self.tty || !stdin_is_null());
         let tty = self.tty;
-        let process = self.process(&mux, forward_stdin).await;
+        let process = self.process(mux, forward_stdin).await;
         let process_id = process.process_id().clone();
         let (outcome, ended) = oneshot::channel();
-        let terminal = Terminal::start_in_arbiter(&arbiter, |_| Terminal {
+        let terminal = Terminal::start_in_arbiter(arbiter, |_| Terminal {
             outcome: Some(outcome),
         });
-        mux.start(process, terminal.recipient())
-            .await
-            .map_err(|error| error.to_string())?;
-        if forward_stdin {
-            actix_rt::spawn(forward(mux.clone(), process_id.clone(), tty));
-        }
-        follow(&mux, &process_id, ended).await
+        let start = mux.start(process, terminal.recipient());
+        let forwarding = async {
+            if forward_stdin {
+                forward(mux, &process_id, tty).await;
+            }
+            std::future::pending().await
+        };
+        follow(mux, &process_id, start, ended, forwarding, interrupts).await
     }
 
     async fn process(self, mux: &Mux, pipe_stdin: bool) -> StartProcess {
@@ -136,23 +173,34 @@ impl Run {
     }
 }
 
-/// Waits for the end of the command, and passes Ctrl-C on to it.
+/// Waits for the end of the command, and passes stdin and Ctrl-C on to it.
 async fn follow(
     mux: &Mux,
     process_id: &ProcessId,
+    start: impl Future<Output = Result<Started, StartError>>,
     mut ended: oneshot::Receiver<Outcome>,
-) -> Result<u8, String> {
-    let mut interrupted = false;
+    forwarding: impl Future<Output = Infallible>,
+    mut interrupts: mpsc::UnboundedReceiver<()>,
+) -> Result<Ended, String> {
+    tokio::pin!(start, forwarding);
+    let (mut is_started, mut is_session_gone, mut is_interrupted) = (false, false, false);
     let outcome = loop {
         tokio::select! {
-            outcome = &mut ended => break outcome,
-            _ = ctrl_c() => {
-                if interrupted {
-                    // The connection may be stuck; leaving may not.
-                    let _unanswered = timeout(Duration::from_secs(1), mux.terminate(process_id)).await;
-                    return Ok(INTERRUPTED);
+            started = &mut start, if !is_started => {
+                started.map_err(|error| error.to_string())?;
+                is_started = true;
+            }
+            outcome = &mut ended, if !is_session_gone => match outcome {
+                // A start that fails ends the session too, and knows why.
+                Err(_) if !is_started => is_session_gone = true,
+                outcome => break outcome,
+            },
+            _ = &mut forwarding, if is_started => {}
+            Some(()) = interrupts.recv() => {
+                if is_interrupted {
+                    return Ok(leave(mux, process_id).await);
                 }
-                interrupted = true;
+                is_interrupted = true;
                 actix_rt::spawn(interrupt(mux.clone(), process_id.clone()));
             }
         }
@@ -161,8 +209,16 @@ async fn follow(
         Ok(Outcome::Closed {
             exit_code: Some(code),
         }) => {
-            // What does not fit an exit status, as the -1 of old servers, is cut as a shell does.
-            Ok((code & 0xFF) as u8)
+            // What does not fit an exit status, as the -1 of old servers, is cut as a shell does, but
+            // not to a success.
+            let exit_code = match code.to_le_bytes()[0] {
+                0 if code != 0 => u8::MAX,
+                low => low,
+            };
+            Ok(Ended {
+                exit_code,
+                by_itself: true,
+            })
         }
         Ok(Outcome::Closed { exit_code: None }) => {
             Err("the command has ended, but the server did not tell its exit code".to_owned())
@@ -170,14 +226,33 @@ async fn follow(
         Ok(Outcome::Failed { reason }) => Err(format!("lost the command: {reason}")),
         Ok(Outcome::Unwritable(error)) => {
             // Asked for here too, as the router only notices in a moment that the session is gone.
-            let _unanswered = timeout(Duration::from_secs(1), mux.terminate(process_id)).await;
+            let _unanswered = timeout(LEAVING, mux.terminate(process_id)).await;
             if error.kind() == io::ErrorKind::BrokenPipe {
-                return Ok(BROKEN_PIPE);
+                return Ok(Ended {
+                    exit_code: BROKEN_PIPE,
+                    by_itself: false,
+                });
             }
             Err(format!("cannot write the command's output: {error}"))
         }
         Err(_) => Err("lost the command: its session ended".to_owned()),
     }
+}
+
+/// Ends the command. The connection may be stuck; leaving may not.
+async fn leave(mux: &Mux, process_id: &ProcessId) -> Ended {
+    let _unanswered = timeout(LEAVING, mux.terminate(process_id)).await;
+    Ended {
+        exit_code: INTERRUPTED,
+        by_itself: false,
+    }
+}
+
+/// Reports each Ctrl-C from now on, so that none is missed between two waits.
+fn watch_interrupts() -> mpsc::UnboundedReceiver<()> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    actix_rt::spawn(async move { while ctrl_c().await.is_ok() && sender.send(()).is_ok() {} });
+    receiver
 }
 
 async fn interrupt(mux: Mux, process_id: ProcessId) {
@@ -195,10 +270,12 @@ async fn interrupt(mux: Mux, process_id: ProcessId) {
 }
 
 /// Forwards our stdin until it ends or the command does not take it.
-async fn forward(mux: Mux, process_id: ProcessId, tty: bool) {
+async fn forward(mux: &Mux, process_id: &ProcessId, tty: bool) {
     let mut chunks = read_stdin();
+    let mut is_line_begun = false;
     while let Some(chunk) = chunks.recv().await {
-        match mux.write(&process_id, chunk).await {
+        is_line_begun = !chunk.ends_with(b"\n");
+        match mux.write(process_id, chunk).await {
             Ok(written) if written.status == WriteStatus::Accepted => {}
             Ok(written) => {
                 debug!("stdin is not forwarded any more: {:?}", written.status);
@@ -211,8 +288,10 @@ async fn forward(mux: Mux, process_id: ProcessId, tty: bool) {
         }
     }
     if tty {
-        // What a terminal takes for the end of input. The command may have ended before.
-        let _ended = mux.write(&process_id, "\x04").await;
+        // What a terminal takes for the end of input; behind a line that has begun, the first only
+        // ends that. The command may have ended before.
+        let end = if is_line_begun { "\x04\x04" } else { "\x04" };
+        let _ended = mux.write(process_id, end).await;
         return;
     }
     // No server can close a pipe. Most commands that do not read it end on their own.

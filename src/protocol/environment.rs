@@ -58,11 +58,22 @@ pub struct EnvironmentInfo {
 
 /// A shell.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[non_exhaustive]
 pub struct Shell {
     /// Its name, such as `bash`.
     pub name: String,
     /// Its path, always written plainly.
     pub path: PathBuf,
+}
+
+impl Shell {
+    /// Names a shell.
+    pub fn new(name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        Shell {
+            name: name.into(),
+            path: path.into(),
+        }
+    }
 }
 
 fn optional_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {

@@ -65,7 +65,7 @@ pub(crate) struct ErrorObject {
 pub(crate) enum Id {
     Number(i64),
     Text(String),
-    /// Null, a fraction, or anything else that no request of ours has.
+    /// Null, a fraction, a long text, or anything else that no request of ours or of a server has.
     Invalid,
 }
 
@@ -118,22 +118,28 @@ pub(crate) fn encode_request<M: Method>(
     Ok(json)
 }
 
-/// Encodes the refusal of a request of the server.
-pub(crate) fn encode_method_not_found(id: &Id, method: &str) -> Vec<u8> {
+/// Encodes the refusal of a request of the server; nothing if its id is one that cannot be echoed.
+///
+/// It repeats as little as possible of what the peer has sent, which has not been checked.
+pub(crate) fn encode_method_not_found(id: &Id) -> Option<Vec<u8>> {
     let id = match id {
         Id::Number(number) => serde_json::Value::from(*number),
         Id::Text(text) => serde_json::Value::from(text.as_str()),
-        Id::Invalid => serde_json::Value::Null,
+        Id::Invalid => return None,
     };
     let error = serde_json::json!({
         "id": id,
         "error": {
             "code": ErrorCode::METHOD_NOT_FOUND.0,
-            "message": format!("method not supported: {method}"),
+            "message": "this client does not support the method",
         },
     });
-    error.to_string().into_bytes()
+    Some(error.to_string().into_bytes())
 }
+
+/// Names (in characters) and ids (in bytes) of the peer are kept up to this length. Those of servers
+/// are shorter.
+const MAX_KEPT: usize = 256;
 
 /// Decodes one text message.
 ///
@@ -224,7 +230,7 @@ impl<'de> Visitor<'de> for Envelope<'_> {
                     None => early_params = Some(map.next_value()?),
                 },
                 Member::Result => result = Some(map.next_value()?),
-                Member::Error => error = Some(map.next_value()?),
+                Member::Error => error = map.next_value::<Option<ErrorObject>>()?,
                 Member::Other => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -272,8 +278,10 @@ impl<'de> Deserialize<'de> for MethodName {
             }
 
             fn visit_str<E: de::Error>(self, name: &str) -> Result<MethodName, E> {
-                Ok(KnownNotification::from_name(name)
-                    .map_or_else(|| MethodName::Other(name.to_owned()), MethodName::Known))
+                Ok(match KnownNotification::from_name(name) {
+                    Some(known) => MethodName::Known(known),
+                    None => MethodName::Other(name.chars().take(MAX_KEPT).collect()),
+                })
             }
         }
         deserializer.deserialize_str(Name)
@@ -307,6 +315,9 @@ impl<'de> Deserialize<'de> for Id {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Id, E> {
+                if text.len() > MAX_KEPT {
+                    return Ok(Id::Invalid);
+                }
                 Ok(Id::Text(text.to_owned()))
             }
 
@@ -519,19 +530,41 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_echoes_the_id() {
-        for (id, expected) in [
-            (Id::Number(3), "3"),
-            (Id::Text("a\"".into()), r#""a\"""#),
-            (Id::Invalid, "null"),
-        ] {
-            let json = String::from_utf8(encode_method_not_found(&id, "x/y")).unwrap();
-            assert_eq!(
-                json,
-                format!(
-                    r#"{{"error":{{"code":-32601,"message":"method not supported: x/y"}},"id":{expected}}}"#
-                )
-            );
+    fn a_refusal_echoes_the_id_and_nothing_else() {
+        for (id, expected) in [(Id::Number(3), "3"), (Id::Text("a\"".into()), r#""a\"""#)] {
+            let json = encode_method_not_found(&id).unwrap();
+            let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+            assert_eq!(json["id"].to_string(), expected);
+            assert_eq!(json["error"]["code"], -32601);
         }
+        assert_eq!(encode_method_not_found(&Id::Invalid), None);
+    }
+
+    #[test]
+    fn p10_names_and_ids_of_the_peer_are_kept_only_if_they_are_short() {
+        let long = "ä".repeat(1 << 20);
+        let request = format!(r#"{{"id":"{long}","method":"{long}"}}"#);
+        match decode(&request).unwrap() {
+            Incoming::Request {
+                id: Id::Invalid,
+                method,
+            } => assert_eq!(method, "ä".repeat(MAX_KEPT)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_null_error_beside_a_result_is_no_error() {
+        let incoming = decode(r#"{"id":1,"error":null,"result":{}}"#).unwrap();
+        assert!(
+            matches!(
+                incoming,
+                Incoming::Response {
+                    result: Some(_),
+                    ..
+                }
+            ),
+            "{incoming:?}"
+        );
     }
 }

@@ -9,20 +9,19 @@ use super::{ProcessId, Stream, base64};
 
 /// One `process/output`, `process/exited` or `process/closed`, as the server sent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Notification {
+pub(crate) struct Notification {
     /// The process.
-    pub process_id: ProcessId,
+    pub(crate) process_id: ProcessId,
     /// Its place among all events of the process, from 1 without gaps. Servers do not send them in
     /// this order.
-    pub seq: u64,
+    pub(crate) seq: u64,
     /// What happened.
-    pub event: ProcessEvent,
+    pub(crate) event: ProcessEvent,
 }
 
 /// What can happen to a process.
 #[derive(Clone, PartialEq, Eq)]
-pub enum ProcessEvent {
+pub(crate) enum ProcessEvent {
     /// It wrote something.
     Output {
         /// Where.

@@ -339,6 +339,7 @@ impl Method for StartProcess {
 /// Patterns are globs that ignore case.
 #[derive(Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[non_exhaustive]
 pub struct EnvironmentPolicy {
     /// What to begin with.
     pub inherit: InheritEnvironment,
@@ -389,6 +390,7 @@ pub enum InheritEnvironment {
 /// Which snapshot of a shell's state to run with.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[non_exhaustive]
 pub struct ShellSnapshot {
     /// Names the snapshot.
     pub scope_id: String,
@@ -396,9 +398,20 @@ pub struct ShellSnapshot {
     pub shell: super::Shell,
 }
 
-/// What a process is run for.
+impl ShellSnapshot {
+    /// Names the snapshot `scope_id` of `shell`.
+    pub fn new(scope_id: impl Into<String>, shell: super::Shell) -> Self {
+        ShellSnapshot {
+            scope_id: scope_id.into(),
+            shell,
+        }
+    }
+}
+
+/// What a process is run for. Begin with the default, which says nothing.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[non_exhaustive]
 pub struct ProcessMetadata {
     /// The conversation.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -604,6 +617,7 @@ pub enum WriteStatus {
 /// from the pipe yet is lost.
 #[derive(Debug, Clone)]
 #[must_use]
+#[non_exhaustive]
 pub struct Terminate {
     /// The process.
     pub process_id: ProcessId,
@@ -639,6 +653,7 @@ pub struct Terminated {
 /// is not an error.
 #[derive(Debug, Clone)]
 #[must_use]
+#[non_exhaustive]
 pub struct Interrupt {
     /// The process.
     pub process_id: ProcessId,
@@ -696,13 +711,7 @@ mod tests {
             .arg0("-sh")
             .pipe_stdin(true)
             .env_policy(policy)
-            .shell_snapshot(ShellSnapshot {
-                scope_id: "s".into(),
-                shell: Shell {
-                    name: "sh".into(),
-                    path: "/bin/sh".into(),
-                },
-            })
+            .shell_snapshot(ShellSnapshot::new("s", Shell::new("sh", "/bin/sh")))
             .metadata(ProcessMetadata {
                 thread_id: Some("t".into()),
                 tool_call_id: None,

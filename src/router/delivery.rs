@@ -1,6 +1,6 @@
 //! What one session is told: order, budget, and the one terminal event. No actor, no clock.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, mem, sync::Arc};
 
 use super::session::{Budget, Closed, Exited, Failed, Output, Permit, SessionEvent};
 use crate::{
@@ -20,6 +20,8 @@ pub(crate) struct Delivery {
     next_seq: u64,
     /// Events that came before an earlier one.
     early: BTreeMap<u64, Granted>,
+    /// Whether *exited* has come. It costs no budget, and so may come only once.
+    has_exited: bool,
     /// From *exited*, once delivered.
     exit_code: Option<i32>,
 }
@@ -51,12 +53,14 @@ pub(crate) enum Progress {
 }
 
 impl Delivery {
-    pub(crate) fn new(process_id: ProcessId, budget: usize) -> Self {
+    /// Delivers what comes after `after_seq`.
+    pub(crate) fn new(process_id: ProcessId, budget: usize, after_seq: u64) -> Self {
         Delivery {
             process_id,
             budget: Budget::new(budget),
-            next_seq: 1,
+            next_seq: after_seq.saturating_add(1),
             early: BTreeMap::new(),
+            has_exited: false,
             exit_code: None,
         }
     }
@@ -99,16 +103,21 @@ impl Delivery {
         Progress::Open
     }
 
+    /// Returns the `seq` of the last event delivered, 0 if there was none.
+    pub(crate) fn last_seq(&self) -> u64 {
+        self.next_seq - 1
+    }
+
     /// Makes the terminal event of a session whose process will not be followed to its end.
     pub(crate) fn fail(&self, reason: FailureReason) -> SessionEvent {
         SessionEvent::Failed(Failed {
             process_id: self.process_id.clone(),
             reason,
-            last_seq: self.next_seq - 1,
+            last_seq: self.last_seq(),
         })
     }
 
-    fn grant(&self, event: ProcessEvent) -> Result<Granted, FailureReason> {
+    fn grant(&mut self, event: ProcessEvent) -> Result<Granted, FailureReason> {
         Ok(match event {
             ProcessEvent::Output { stream, chunk } => Granted::Output {
                 permit: self.budget.take(chunk.len())?,
@@ -118,10 +127,15 @@ impl Delivery {
             ProcessEvent::Exited {
                 exit_code,
                 sandbox_denied,
-            } => Granted::Exited {
-                exit_code,
-                sandbox_denied,
-            },
+            } => {
+                if mem::replace(&mut self.has_exited, true) {
+                    return Err(FailureReason::ExitedTwice);
+                }
+                Granted::Exited {
+                    exit_code,
+                    sandbox_denied,
+                }
+            }
             ProcessEvent::Closed => Granted::Closed,
         })
     }
@@ -130,7 +144,8 @@ impl Delivery {
     fn advance(&mut self, granted: Granted) -> SessionEvent {
         let process_id = self.process_id.clone();
         let seq = self.next_seq;
-        self.next_seq += 1;
+        // Saturates only where a peer has counted to the end, and then nothing can follow.
+        self.next_seq = self.next_seq.saturating_add(1);
         match granted {
             Granted::Output {
                 stream,
@@ -214,7 +229,7 @@ mod tests {
     }
 
     fn delivery() -> Delivery {
-        Delivery::new("p".into(), 1 << 20)
+        Delivery::new("p".into(), 1 << 20, 0)
     }
 
     #[test]
@@ -278,8 +293,40 @@ mod tests {
     }
 
     #[test]
+    fn p4_a_second_exit_fails_the_session() {
+        let told = run(
+            &mut delivery(),
+            [(1, exited(0)), (2, exited(0)), (3, exited(0))],
+        );
+        assert_eq!(
+            told[..2],
+            [
+                "1:exited 0",
+                "failed after 1: the server told of the exit twice"
+            ]
+        );
+        let told = run(&mut delivery(), [(3, exited(0)), (2, exited(0))]);
+        assert_eq!(told, ["failed after 0: the server told of the exit twice"]);
+    }
+
+    #[test]
+    fn a_delivery_can_begin_in_the_middle() {
+        let mut delivery = Delivery::new("p".into(), 1000, 2);
+        let told = run(
+            &mut delivery,
+            [(4, exited(0)), (2, output("b")), (3, output("c"))],
+        );
+        assert_eq!(
+            (told, delivery.last_seq()),
+            (vec!["3:c".into(), "4:exited 0".into()], 4)
+        );
+        let mut delivery = Delivery::new("p".into(), 1000, u64::MAX);
+        assert!(run(&mut delivery, [(1, exited(0))]).is_empty());
+    }
+
+    #[test]
     fn p4_what_is_not_consumed_fails_the_session_at_its_budget() {
-        let mut delivery = Delivery::new("p".into(), 1000);
+        let mut delivery = Delivery::new("p".into(), 1000, 0);
         let mut held = Vec::new();
         for seq in 1..=7 {
             let progress = delivery.accept(seq, output("x"), |event| held.push(event));
@@ -298,20 +345,20 @@ mod tests {
 
     #[test]
     fn p4_output_that_is_consumed_costs_no_budget() {
-        let mut delivery = Delivery::new("p".into(), 1000);
+        let mut delivery = Delivery::new("p".into(), 1000, 0);
         let events = (1..=1000).map(|seq| (seq, output("x")));
         assert_eq!(run(&mut delivery, events).len(), 1000);
     }
 
     #[test]
     fn p4_events_that_come_early_are_bounded_by_count_and_by_budget() {
-        let early = (2..=1000).map(|seq| (seq, exited(0)));
+        let early = (2..=1000).map(|seq| (seq, ProcessEvent::Closed));
         assert_eq!(
             run(&mut delivery(), early)[0],
             "failed after 0: the event with seq 1 never came, and 257 later ones wait for it"
         );
         let early = (2..=20).map(|seq| (seq, output("x")));
-        let told = run(&mut Delivery::new("p".into(), 1000), early);
+        let told = run(&mut Delivery::new("p".into(), 1000, 0), early);
         assert!(
             told[0].starts_with("failed after 0: the session holds 1032 bytes"),
             "{told:?}"

@@ -6,7 +6,7 @@ use super::{delivery::Delivery, session::Session};
 use crate::{error::RegisterError, protocol::ProcessId};
 
 /// Tells a route from a later one of the same process id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct RouteKey(u64);
 
 /// Where the events of one process go.
@@ -15,6 +15,14 @@ pub(crate) struct Route {
     key: RouteKey,
     pub(crate) session: Session,
     pub(crate) delivery: Delivery,
+    /// Whether the server has not yet answered the start of the process.
+    pub(crate) starting: bool,
+}
+
+impl Route {
+    pub(crate) fn key(&self) -> RouteKey {
+        self.key
+    }
 }
 
 /// The routes of all processes that have not ended.
@@ -25,12 +33,13 @@ pub(crate) struct Routes {
 }
 
 impl Routes {
-    /// Adds a route, unless the process id or the session cannot have one.
+    /// Adds a route for what comes after `after_seq`, unless the process id or the session cannot have one.
     pub(crate) fn insert(
         &mut self,
         process_id: ProcessId,
         session: Session,
         budget: usize,
+        after_seq: u64,
     ) -> Result<RouteKey, RegisterError> {
         if session.has_stopped() {
             return Err(RegisterError::SessionStopped(process_id));
@@ -40,11 +49,12 @@ impl Routes {
             Entry::Vacant(free) => {
                 self.last_key += 1;
                 let key = RouteKey(self.last_key);
-                let delivery = Delivery::new(free.key().clone(), budget);
+                let delivery = Delivery::new(free.key().clone(), budget, after_seq);
                 free.insert(Route {
                     key,
                     session,
                     delivery,
+                    starting: false,
                 });
                 Ok(key)
             }
@@ -59,24 +69,32 @@ impl Routes {
         self.routes.remove(process_id)
     }
 
-    /// Removes this very route, not a later one of the same process id.
-    pub(crate) fn remove_keyed(&mut self, process_id: &ProcessId, key: RouteKey) -> Option<Route> {
-        let route = self.routes.get(process_id)?;
-        (route.key == key)
-            .then(|| self.routes.remove(process_id))
-            .flatten()
+    /// Returns this very route, not a later one of the same process id.
+    pub(crate) fn get_keyed(
+        &mut self,
+        process_id: &ProcessId,
+        key: RouteKey,
+    ) -> Option<&mut Route> {
+        self.routes
+            .get_mut(process_id)
+            .filter(|route| route.key == key)
     }
 
-    /// Removes the routes whose sessions have stopped, and returns their processes.
-    pub(crate) fn remove_stopped(&mut self) -> Vec<ProcessId> {
+    /// Returns the processes whose sessions have stopped.
+    pub(crate) fn stopped(&self) -> Vec<ProcessId> {
         self.routes
-            .extract_if(|_, route| route.session.has_stopped())
-            .map(|(process_id, _)| process_id)
+            .iter()
+            .filter(|(_, route)| route.session.has_stopped())
+            .map(|(process_id, _)| process_id.clone())
             .collect()
     }
 
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = Route> {
         self.routes.drain().map(|(_, route)| route)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.routes.is_empty()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -126,25 +144,25 @@ mod tests {
     #[actix::test]
     async fn a_duplicate_is_refused_by_name_and_leaves_the_first() {
         let mut routes = Routes::default();
-        let key = routes.insert("p".into(), session().1, 1).unwrap();
-        match routes.insert("p".into(), session().1, 1) {
+        let key = routes.insert("p".into(), session().1, 1, 0).unwrap();
+        match routes.insert("p".into(), session().1, 1, 0) {
             Err(RegisterError::Duplicate(id)) => assert_eq!(id, "p".into()),
             other => panic!("{other:?}"),
         }
         assert_eq!(routes.len(), 1);
-        assert!(routes.remove_keyed(&"p".into(), key).is_some());
+        assert!(routes.get_keyed(&"p".into(), key).is_some());
     }
 
     #[actix::test]
-    async fn an_old_key_does_not_remove_a_later_route() {
+    async fn an_old_key_does_not_find_a_later_route() {
         let mut routes = Routes::default();
-        let old = routes.insert("p".into(), session().1, 1).unwrap();
+        let old = routes.insert("p".into(), session().1, 1, 0).unwrap();
         assert!(routes.remove(&"p".into()).is_some());
-        assert!(routes.remove_keyed(&"p".into(), old).is_none());
-        let new = routes.insert("p".into(), session().1, 1).unwrap();
-        assert!(routes.remove_keyed(&"p".into(), old).is_none());
-        assert!(routes.remove_keyed(&"x".into(), new).is_none());
-        assert!(routes.remove_keyed(&"p".into(), new).is_some());
+        assert!(routes.get_keyed(&"p".into(), old).is_none());
+        let new = routes.insert("p".into(), session().1, 1, 0).unwrap();
+        assert!(routes.get_keyed(&"p".into(), old).is_none());
+        assert!(routes.get_keyed(&"x".into(), new).is_none());
+        assert!(routes.get_keyed(&"p".into(), new).is_some());
     }
 
     #[actix::test]
@@ -153,20 +171,22 @@ mod tests {
         let (stopped, stopping) = session();
         let (owner, _) = session();
         let weak = Session::from(owner.downgrade().recipient());
-        routes.insert("stops".into(), stopping.clone(), 1).unwrap();
-        routes.insert("weak".into(), weak, 1).unwrap();
-        routes.insert("stays".into(), session().1, 1).unwrap();
-        assert!(routes.remove_stopped().is_empty());
+        routes
+            .insert("stops".into(), stopping.clone(), 1, 0)
+            .unwrap();
+        routes.insert("weak".into(), weak, 1, 0).unwrap();
+        routes.insert("stays".into(), session().1, 1, 0).unwrap();
+        assert!(routes.stopped().is_empty());
 
         stopped.send(Stop).await.unwrap();
-        assert_eq!(routes.remove_stopped(), ["stops".into()]);
+        assert_eq!(routes.stopped(), ["stops".into()]);
+        routes.remove(&"stops".into());
         drop(owner);
         // Gives the actor the turn in which it notices that nobody holds it.
         tokio::task::yield_now().await;
-        assert_eq!(routes.remove_stopped(), ["weak".into()]);
-        assert_eq!(routes.len(), 1);
+        assert_eq!(routes.stopped(), ["weak".into()]);
         assert!(matches!(
-            routes.insert("late".into(), stopping, 1),
+            routes.insert("late".into(), stopping, 1, 0),
             Err(RegisterError::SessionStopped(_))
         ));
     }
