@@ -12,6 +12,7 @@
 //! It emits `ConnectionEvent`s. Reading, writing and the timer for deadlines are tasks of their own,
 //! which take turns with the actor: in its context, they would wait until its mailbox is empty.
 
+mod call;
 mod dial;
 mod frame;
 mod handshake;
@@ -19,94 +20,47 @@ mod incoming;
 mod link;
 mod outgoing;
 mod pending;
+mod socket;
 mod sweeper;
 
 use std::{cell::RefCell, fmt, future::Future, mem, rc::Rc, time::Duration};
 
 use actix::{
     Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, WeakRecipient,
-    dev::{MessageResponse, OneshotSender},
 };
-use bytes::BytesMut;
 use bytestring::ByteString;
 use log::debug;
 use tokio::{
     sync::oneshot,
     task::JoinHandle,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
-pub use self::handshake::ServerInfo;
-pub(crate) use self::{dial::server_name, pending::ReplySlot};
 use self::{
+    call::Submitted,
     incoming::Reading,
-    link::{MessageReader, MessageWriter},
     outgoing::{Outgoing, QueueFull},
     pending::{Entry, Pending, RequestId},
     sweeper::Sweeper,
 };
+pub use self::{
+    call::{Call, PendingCall},
+    handshake::ServerInfo,
+};
+pub(crate) use self::{
+    call::{Dispatch, decode_response},
+    dial::server_name,
+    link::Link,
+    pending::ReplySlot,
+};
 use crate::{
     config::Config,
-    error::{CallError, ConnectError, DisconnectReason, JsonError},
+    error::{CallError, DisconnectReason, JsonError},
     protocol::{
         Method, Notification,
         jsonrpc::{self, ErrorObject},
     },
 };
-
-/// Calls a remote method: one request, one answer.
-///
-/// # Errors
-///
-/// See [`CallError`]. Every call ends: with an answer, a rejection, at its deadline, or with the
-/// connection.
-///
-/// # Cancel safety
-///
-/// A call that is dropped before the connection has handled it is not sent. After that the server
-/// carries it out, and its answer is ignored.
-#[derive(Debug, Clone)]
-pub struct Call<M> {
-    method: M,
-    timeout: Option<Duration>,
-}
-
-impl<M: Method> Call<M> {
-    /// Calls `method` with the connection's [`call_timeout`](Config::call_timeout).
-    pub fn new(method: M) -> Self {
-        Call {
-            method,
-            timeout: None,
-        }
-    }
-
-    /// Waits for the answer no longer than this, counted from when the connection handles the call.
-    #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
-        self
-    }
-}
-
-impl<M: Method> From<M> for Call<M> {
-    fn from(method: M) -> Self {
-        Call::new(method)
-    }
-}
-
-impl<M: Method> Message for Call<M> {
-    type Result = Result<M::Response, CallError>;
-}
-
-/// A call whose answer goes to a slot of the sender's.
-pub(crate) struct Dispatch<M> {
-    pub(crate) call: Call<M>,
-    pub(crate) slot: Box<dyn ReplySlot + Send>,
-}
-
-impl<M: Method> Message for Dispatch<M> {
-    type Result = ();
-}
 
 /// Asks what the handshake learned of the server.
 #[derive(Debug, Clone, Copy)]
@@ -197,45 +151,6 @@ struct LinkEnded {
 
 impl Message for LinkEnded {
     type Result = ();
-}
-
-/// An open WebSocket after the handshake, before its actor runs.
-pub(crate) struct Link {
-    reader: MessageReader,
-    writer: MessageWriter,
-    server: ServerInfo,
-}
-
-impl Link {
-    /// Dials the server of `config`.
-    pub(crate) async fn dial(config: &Config) -> Result<Self, ConnectError> {
-        let dialled = dial::dial(config).await?;
-        let server = server_name(&config.url);
-        Link::open(dialled.socket, dialled.read, config, &server).await
-    }
-
-    /// Shakes hands over `socket`, on which the upgrade is done.
-    pub(crate) async fn open(
-        socket: awc::BoxedSocket,
-        read: BytesMut,
-        config: &Config,
-        server: &str,
-    ) -> Result<Self, ConnectError> {
-        let (mut reader, mut writer) = link::open(socket, read, config.max_message_size);
-        let shaken = handshake::handshake(&mut reader, &mut writer, &config.client_name, server);
-        let info = timeout(config.handshake_timeout, shaken)
-            .await
-            .map_err(|_| ConnectError::HandshakeTimeout {
-                server: server.to_owned(),
-                after: config.handshake_timeout,
-            })??;
-        debug!(server:%, dialect:? = info.dialect; "connected");
-        Ok(Link {
-            reader,
-            writer,
-            server: info,
-        })
-    }
 }
 
 /// How often calls whose callers have gone are looked for. Their entries would otherwise stay until
@@ -492,81 +407,6 @@ impl<M: Method> Handler<Call<M>> for Connection {
     fn handle(&mut self, call: Call<M>, _: &mut Self::Context) -> PendingCall {
         PendingCall(self.call(&call))
     }
-}
-
-/// The answer of `Handler<Call<M>>`: puts actix's own reply sender into the table, which saves a
-/// channel and a task for each call.
-pub struct PendingCall(Result<Submitted, CallError>);
-
-/// A request on its way, whose answer wants a slot.
-struct Submitted {
-    id: RequestId,
-    now: Instant,
-    timeout: Duration,
-    pending: Rc<RefCell<Pending>>,
-}
-
-impl Submitted {
-    fn await_in<M: Method>(self, slot: Box<dyn ReplySlot>) {
-        let entry = Entry {
-            method: M::NAME,
-            timeout: self.timeout,
-            slot,
-        };
-        self.pending.borrow_mut().insert(self.id, self.now, entry);
-    }
-}
-
-impl fmt::Debug for PendingCall {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("PendingCall")
-            .field(&self.0.as_ref().map(|submitted| submitted.id))
-            .finish()
-    }
-}
-
-impl<M: Method> MessageResponse<Connection, Call<M>> for PendingCall {
-    fn handle(
-        self,
-        _: &mut Context<Connection>,
-        sender: Option<OneshotSender<Result<M::Response, CallError>>>,
-    ) {
-        match self.0 {
-            Ok(submitted) => submitted.await_in::<M>(Box::new(CallSlot::<M>(sender))),
-            Err(error) => {
-                if let Some(sender) = sender {
-                    // A caller that has gone does not need the error.
-                    let _gone = sender.send(Err(error));
-                }
-            }
-        }
-    }
-}
-
-/// Where the answer to a `Call<M>` goes; nowhere, if it was sent without waiting for one.
-struct CallSlot<M: Method>(Option<OneshotSender<Result<M::Response, CallError>>>);
-
-impl<M: Method> ReplySlot for CallSlot<M> {
-    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
-        if let Some(sender) = self.0
-            && !sender.is_closed()
-        {
-            // A caller that goes at this moment does not need the answer.
-            let _gone = sender.send(outcome.and_then(|json| decode_response::<M>(&json)));
-        }
-    }
-
-    fn is_abandoned(&self) -> bool {
-        self.0.as_ref().is_none_or(OneshotSender::is_closed)
-    }
-}
-
-/// Decodes the result of a call of `M`.
-pub(crate) fn decode_response<M: Method>(json: &str) -> Result<M::Response, CallError> {
-    serde_json::from_str(json).map_err(|error| CallError::InvalidResponse {
-        method: M::NAME,
-        source: JsonError::from(error),
-    })
 }
 
 impl<M: Method> Handler<Dispatch<M>> for Connection {

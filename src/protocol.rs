@@ -27,10 +27,12 @@ pub(crate) mod base64;
 mod dialect;
 mod environment;
 mod fs;
+mod id;
 pub(crate) mod jsonrpc;
 mod notification;
 mod params;
 mod process;
+mod start;
 
 use serde::{Deserialize, de::DeserializeOwned};
 
@@ -42,12 +44,16 @@ pub use self::{
         CopyPath, CreateDirectory, DirectoryEntry, DirectoryListing, FileContent, Metadata,
         ReadDirectory, ReadFile, ReadMetadata, RemovePath, WriteFile,
     },
+    id::{ProcessId, WriteId},
     jsonrpc::ErrorCode,
     params::Params,
     process::{
-        EnvironmentPolicy, InheritEnvironment, Interrupt, OutputChunk, ProcessId, ProcessMetadata,
-        ReadProcess, RetainedOutput, ShellSnapshot, StartProcess, Started, Stream, Terminate,
-        Terminated, WriteId, WriteStatus, WriteStdin, Written,
+        Interrupt, OutputChunk, ReadProcess, RetainedOutput, Stream, Terminate, Terminated,
+        WriteStatus, WriteStdin, Written,
+    },
+    start::{
+        EnvironmentPolicy, InheritEnvironment, ProcessMetadata, ShellSnapshot, StartProcess,
+        Started,
     },
 };
 pub use crate::error::InvalidRequest;

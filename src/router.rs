@@ -15,76 +15,32 @@
 mod delivery;
 mod routes;
 mod session;
+mod start;
 
 use std::{collections::HashSet, fmt, mem, time::Duration};
 
 use actix::{
     Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, ResponseFuture,
     WeakAddr,
-    dev::{MessageResponse, OneshotSender},
 };
 use bytestring::ByteString;
 use log::debug;
 use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
 
-pub use self::session::{Closed, Exited, Failed, Output, Session, SessionEvent};
 use self::{
     delivery::Progress,
     routes::{Route, RouteKey, Routes},
+    start::{Registered, StartEnded, StartedProcess},
+};
+pub use self::{
+    session::{Closed, Exited, Failed, Output, Session, SessionEvent},
+    start::{PendingStart, Start},
 };
 use crate::{
-    connection::{Call, Close, Connection, ConnectionEvent, Dispatch, ReplySlot, decode_response},
-    error::{CallError, DisconnectReason, FailureReason, RegisterError, StartError},
-    protocol::{Notification, ProcessId, StartProcess, Started, Terminate},
+    connection::{Call, Close, Connection, ConnectionEvent, Dispatch, ReplySlot},
+    error::{CallError, DisconnectReason, FailureReason, RegisterError},
+    protocol::{Notification, ProcessId, Terminate},
 };
-
-/// Registers a session, then starts its process.
-///
-/// The session is registered first because output can arrive before the answer to the start.
-///
-/// # Errors
-///
-/// See [`StartError`]. If the server refuses the start, or it is not sent, the session hears nothing.
-/// If it is not known whether the process was started, because the answer did not come in time or
-/// not intelligibly, it is asked to terminate and the session gets [`Failed`]. If the connection is
-/// lost meanwhile, the session gets [`Failed`] as all others do.
-///
-/// # Cancel safety
-///
-/// A start that is dropped after the router has handled it goes on: the process runs and its
-/// session receives its events.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Start {
-    /// What to start.
-    pub process: StartProcess,
-    /// Who receives its events.
-    pub session: Session,
-    /// How long to wait for the answer, if not as long as for other calls.
-    pub timeout: Option<Duration>,
-}
-
-impl Start {
-    /// Starts `process` for `session`.
-    pub fn new(process: StartProcess, session: impl Into<Session>) -> Self {
-        Start {
-            process,
-            session: session.into(),
-            timeout: None,
-        }
-    }
-
-    /// Waits for the answer no longer than this.
-    #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
-        self
-    }
-}
-
-impl Message for Start {
-    type Result = Result<Started, StartError>;
-}
 
 /// Registers a session for a process that something else starts, or has started.
 ///
@@ -168,24 +124,6 @@ impl Shutdown {
 }
 
 impl Message for Shutdown {
-    type Result = ();
-}
-
-/// A start has been answered, or never will be.
-struct StartEnded {
-    process_id: ProcessId,
-    key: RouteKey,
-    process: StartedProcess,
-}
-
-/// What a start has led to.
-enum StartedProcess {
-    Running,
-    NotStarted,
-    Unknown,
-}
-
-impl Message for StartEnded {
     type Result = ();
 }
 
@@ -419,97 +357,6 @@ impl Handler<Start> for Router {
                 router: context.address().downgrade(),
             }
         }))
-    }
-}
-
-/// The answer of `Handler<Start>`: sends the call with actix's own reply sender in its slot.
-pub struct PendingStart(Result<Registered, RegisterError>);
-
-struct Registered {
-    call: Call<StartProcess>,
-    process_id: ProcessId,
-    key: RouteKey,
-    connection: Addr<Connection>,
-    router: WeakAddr<Router>,
-}
-
-impl fmt::Debug for PendingStart {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("PendingStart")
-            .field(&self.0.as_ref().map(|registered| &registered.process_id))
-            .finish()
-    }
-}
-
-impl MessageResponse<Router, Start> for PendingStart {
-    fn handle(
-        self,
-        _: &mut Context<Router>,
-        sender: Option<OneshotSender<Result<Started, StartError>>>,
-    ) {
-        match self.0 {
-            Ok(registered) => registered.connection.do_send(Dispatch {
-                call: registered.call,
-                slot: Box::new(StartSlot {
-                    router: registered.router,
-                    process_id: registered.process_id,
-                    key: registered.key,
-                    sender,
-                }),
-            }),
-            Err(error) => {
-                if let Some(sender) = sender {
-                    // A caller that has gone does not need the error.
-                    let _gone = sender.send(Err(error.into()));
-                }
-            }
-        }
-    }
-}
-
-/// Where the answer to a start goes: to the router, and to the caller.
-struct StartSlot {
-    router: WeakAddr<Router>,
-    process_id: ProcessId,
-    key: RouteKey,
-    sender: Option<OneshotSender<Result<Started, StartError>>>,
-}
-
-impl ReplySlot for StartSlot {
-    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
-        let outcome = outcome.and_then(|json| decode_response::<StartProcess>(&json));
-        let process = match &outcome {
-            Ok(_) => Some(StartedProcess::Running),
-            Err(CallError::DeadlineExceeded { .. } | CallError::InvalidResponse { .. }) => {
-                Some(StartedProcess::Unknown)
-            }
-            Err(
-                CallError::Rejected { .. }
-                | CallError::Overloaded { .. }
-                | CallError::InvalidRequest { .. },
-            ) => Some(StartedProcess::NotStarted),
-            // All sessions are told of that.
-            Err(CallError::Disconnected { .. }) => None,
-        };
-        // The router first, so that whoever hears of a failure can use the process id again.
-        if let Some(process) = process
-            && let Some(router) = self.router.upgrade()
-        {
-            router.do_send(StartEnded {
-                process_id: self.process_id,
-                key: self.key,
-                process,
-            });
-        }
-        if let Some(sender) = self.sender {
-            // A caller that has gone does not need the answer: the session has its process.
-            let _gone = sender.send(outcome.map_err(StartError::from));
-        }
-    }
-
-    fn is_abandoned(&self) -> bool {
-        // The router needs the answer also when the caller does not.
-        false
     }
 }
 

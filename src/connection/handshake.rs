@@ -7,8 +7,8 @@ use serde_json::value::RawValue;
 
 use super::{
     frame::Message,
-    link::{MessageReader, MessageWriter},
     pending::RequestId,
+    socket::{MessageReader, MessageWriter},
 };
 use crate::{
     error::{ConnectError, DisconnectReason, InvalidRequest},

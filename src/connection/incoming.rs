@@ -12,8 +12,8 @@ use tokio::{
 };
 
 use super::{
-    Connection, ConnectionEvent, LinkEnded, Received, Reply, frame::Message, link::MessageReader,
-    outgoing::Answers, pending::after,
+    Connection, ConnectionEvent, LinkEnded, Received, Reply, frame::Message, outgoing::Answers,
+    pending::after, socket::MessageReader,
 };
 use crate::{
     error::DisconnectReason,

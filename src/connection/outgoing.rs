@@ -12,7 +12,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::link::MessageWriter;
+use super::socket::MessageWriter;
 use crate::error::DisconnectReason;
 
 /// Gathered and written at once, as far as there is so much.

@@ -1,0 +1,148 @@
+//! A call as its callers see it, and the slot in which it awaits its answer.
+
+use std::{cell::RefCell, fmt, rc::Rc, time::Duration};
+
+use actix::{
+    Context, Message,
+    dev::{MessageResponse, OneshotSender},
+};
+use bytestring::ByteString;
+use tokio::time::Instant;
+
+use super::{
+    Connection,
+    pending::{Entry, Pending, ReplySlot, RequestId},
+};
+use crate::{
+    error::{CallError, JsonError},
+    protocol::Method,
+};
+
+/// Calls a remote method: one request, one answer.
+///
+/// # Errors
+///
+/// See [`CallError`]. Every call ends: with an answer, a rejection, at its deadline, or with the
+/// connection.
+///
+/// # Cancel safety
+///
+/// A call that is dropped before the connection has handled it is not sent. After that the server
+/// carries it out, and its answer is ignored.
+#[derive(Debug, Clone)]
+pub struct Call<M> {
+    pub(super) method: M,
+    pub(super) timeout: Option<Duration>,
+}
+
+impl<M: Method> Call<M> {
+    /// Calls `method` with the connection's [`call_timeout`](Config::call_timeout).
+    pub fn new(method: M) -> Self {
+        Call {
+            method,
+            timeout: None,
+        }
+    }
+
+    /// Waits for the answer no longer than this, counted from when the connection handles the call.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+}
+
+impl<M: Method> From<M> for Call<M> {
+    fn from(method: M) -> Self {
+        Call::new(method)
+    }
+}
+
+impl<M: Method> Message for Call<M> {
+    type Result = Result<M::Response, CallError>;
+}
+
+/// A call whose answer goes to a slot of the sender's.
+pub(crate) struct Dispatch<M> {
+    pub(crate) call: Call<M>,
+    pub(crate) slot: Box<dyn ReplySlot + Send>,
+}
+
+impl<M: Method> Message for Dispatch<M> {
+    type Result = ();
+}
+
+/// The answer of `Handler<Call<M>>`: puts actix's own reply sender into the table, which saves a
+/// channel and a task for each call.
+pub struct PendingCall(pub(super) Result<Submitted, CallError>);
+
+/// A request on its way, whose answer wants a slot.
+pub(super) struct Submitted {
+    pub(super) id: RequestId,
+    pub(super) now: Instant,
+    pub(super) timeout: Duration,
+    pub(super) pending: Rc<RefCell<Pending>>,
+}
+
+impl Submitted {
+    pub(super) fn await_in<M: Method>(self, slot: Box<dyn ReplySlot>) {
+        let entry = Entry {
+            method: M::NAME,
+            timeout: self.timeout,
+            slot,
+        };
+        self.pending.borrow_mut().insert(self.id, self.now, entry);
+    }
+}
+
+impl fmt::Debug for PendingCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PendingCall")
+            .field(&self.0.as_ref().map(|submitted| submitted.id))
+            .finish()
+    }
+}
+
+impl<M: Method> MessageResponse<Connection, Call<M>> for PendingCall {
+    fn handle(
+        self,
+        _: &mut Context<Connection>,
+        sender: Option<OneshotSender<Result<M::Response, CallError>>>,
+    ) {
+        match self.0 {
+            Ok(submitted) => submitted.await_in::<M>(Box::new(CallSlot::<M>(sender))),
+            Err(error) => {
+                if let Some(sender) = sender {
+                    // A caller that has gone does not need the error.
+                    let _gone = sender.send(Err(error));
+                }
+            }
+        }
+    }
+}
+
+/// Where the answer to a `Call<M>` goes; nowhere, if it was sent without waiting for one.
+struct CallSlot<M: Method>(Option<OneshotSender<Result<M::Response, CallError>>>);
+
+impl<M: Method> ReplySlot for CallSlot<M> {
+    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
+        if let Some(sender) = self.0
+            && !sender.is_closed()
+        {
+            // A caller that goes at this moment does not need the answer.
+            let _gone = sender.send(outcome.and_then(|json| decode_response::<M>(&json)));
+        }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.0.as_ref().is_none_or(OneshotSender::is_closed)
+    }
+}
+
+/// Decodes the result of a call of `M`.
+pub(crate) fn decode_response<M: Method>(json: &str) -> Result<M::Response, CallError> {
+    serde_json::from_str(json).map_err(|error| CallError::InvalidResponse {
+        method: M::NAME,
+        source: JsonError::from(error),
+    })
+}

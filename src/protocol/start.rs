@@ -1,0 +1,370 @@
+//! `process/start`, with all that a process can be started with.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{InvalidRequest, Method, Params, ProcessId, Shell};
+
+/// `process/start`: starts a process.
+///
+/// Sent as a bare call, nobody receives its events: use [`Start`](crate::Start) or
+/// [`Mux::start`](crate::Mux::start), which register its session first.
+///
+/// ```
+/// use execmux::protocol::StartProcess;
+///
+/// let process = StartProcess::new("build-7", ["make", "-j4"], "/srv/project")
+///     .env("PATH", "/usr/bin:/bin")
+///     .tty(true);
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct StartProcess {
+    process_id: ProcessId,
+    argv: Vec<String>,
+    cwd: PathBuf,
+    env: BTreeMap<String, String>,
+    tty: bool,
+    arg0: Option<String>,
+    pipe_stdin: bool,
+    env_policy: Option<EnvironmentPolicy>,
+    shell_snapshot: Option<ShellSnapshot>,
+    metadata: Option<ProcessMetadata>,
+    sandbox: Option<Value>,
+    enforce_managed_network: Option<bool>,
+    managed_network: Option<Value>,
+    network_proxy: Option<Value>,
+}
+
+impl StartProcess {
+    /// Runs `argv` in `cwd`, with pipes, its stdin closed and its environment empty.
+    ///
+    /// `argv[0]` is looked up in the `PATH` of the environment given, else in a default of the
+    /// system; a relative one with a slash is relative to `cwd`. `cwd` must be absolute and exist: a
+    /// server that does not find it refuses to start a process with pipes, but runs one on a pty in
+    /// the home directory, and says nothing.
+    pub fn new<A: Into<String>>(
+        process_id: impl Into<ProcessId>,
+        argv: impl IntoIterator<Item = A>,
+        cwd: impl Into<PathBuf>,
+    ) -> Self {
+        StartProcess {
+            process_id: process_id.into(),
+            argv: argv.into_iter().map(Into::into).collect(),
+            cwd: cwd.into(),
+            env: BTreeMap::new(),
+            tty: false,
+            arg0: None,
+            pipe_stdin: false,
+            env_policy: None,
+            shell_snapshot: None,
+            metadata: None,
+            sandbox: None,
+            enforce_managed_network: None,
+            managed_network: None,
+            network_proxy: None,
+        }
+    }
+
+    /// Returns the id that the process will have.
+    pub fn process_id(&self) -> &ProcessId {
+        &self.process_id
+    }
+
+    /// Sets a variable. These are the whole environment of the process: it inherits nothing, unless
+    /// an [`env_policy`](Self::env_policy) says so.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.env.insert(name.into(), value.into());
+        self
+    }
+
+    /// Sets several variables.
+    pub fn envs<N: Into<String>, V: Into<String>>(
+        mut self,
+        variables: impl IntoIterator<Item = (N, V)>,
+    ) -> Self {
+        self.env.extend(
+            variables
+                .into_iter()
+                .map(|(name, value)| (name.into(), value.into())),
+        );
+        self
+    }
+
+    /// Whether it runs on a pty of 24 rows and 80 columns, with its output on
+    /// [`Stream::Pty`]. `TERM` is not set for it.
+    pub fn tty(mut self, tty: bool) -> Self {
+        self.tty = tty;
+        self
+    }
+
+    /// Sets the name that the process sees as its own.
+    pub fn arg0(mut self, arg0: impl Into<String>) -> Self {
+        self.arg0 = Some(arg0.into());
+        self
+    }
+
+    /// Whether the stdin of a process with pipes can be written to (0.130 on; older servers ignore
+    /// it). No server can close it again.
+    pub fn pipe_stdin(mut self, pipe_stdin: bool) -> Self {
+        self.pipe_stdin = pipe_stdin;
+        self
+    }
+
+    /// Lets it inherit from the server's environment (0.130 on; older servers ignore it).
+    pub fn env_policy(mut self, policy: EnvironmentPolicy) -> Self {
+        self.env_policy = Some(policy);
+        self
+    }
+
+    /// Runs it with a snapshot of a shell's state (servers with the capability `shellSnapshotV2`).
+    pub fn shell_snapshot(mut self, snapshot: ShellSnapshot) -> Self {
+        self.shell_snapshot = Some(snapshot);
+        self
+    }
+
+    /// Names what it is run for, in the server's telemetry (0.160 on).
+    pub fn metadata(mut self, metadata: ProcessMetadata) -> Self {
+        self.metadata = Some(metadata);
+        self
+    }
+
+    /// Runs it in a sandbox, given as the server wants it (0.142 on).
+    pub fn sandbox(mut self, sandbox: Value) -> Self {
+        self.sandbox = Some(sandbox);
+        self
+    }
+
+    /// Whether it must use the managed network (0.142 on).
+    pub fn enforce_managed_network(mut self, enforce: bool) -> Self {
+        self.enforce_managed_network = Some(enforce);
+        self
+    }
+
+    /// Configures the managed network, as the server wants it (0.150 on).
+    pub fn managed_network(mut self, network: Value) -> Self {
+        self.managed_network = Some(network);
+        self
+    }
+
+    /// Starts a network proxy for it, configured as the server wants it (0.150 on). Requests of
+    /// the server for a decision are answered with "method not found", which denies.
+    pub fn network_proxy(mut self, proxy: Value) -> Self {
+        self.network_proxy = Some(proxy);
+        self
+    }
+}
+
+/// Arguments and environment may hold secrets; the id and the program tell enough.
+impl fmt::Debug for StartProcess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StartProcess")
+            .field("process_id", &self.process_id)
+            .field("program", &self.argv.first())
+            .field("cwd", &self.cwd)
+            .field("tty", &self.tty)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Method for StartProcess {
+    const NAME: &'static str = "process/start";
+    type Response = Started;
+
+    fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
+        if self.argv.is_empty() {
+            return Err(InvalidRequest::EmptyArgv);
+        }
+        params.field("processId", &self.process_id)?;
+        params.field("argv", &self.argv)?;
+        params.path("cwd", &self.cwd)?;
+        params.field("env", &self.env)?;
+        params.field("tty", &self.tty)?;
+        params.optional("arg0", self.arg0.as_ref())?;
+        params.optional("pipeStdin", self.pipe_stdin.then_some(&true))?;
+        params.optional("envPolicy", self.env_policy.as_ref())?;
+        params.optional("shellSnapshot", self.shell_snapshot.as_ref())?;
+        params.optional("metadata", self.metadata.as_ref())?;
+        params.optional("sandbox", self.sandbox.as_ref())?;
+        params.optional(
+            "enforceManagedNetwork",
+            self.enforce_managed_network.as_ref(),
+        )?;
+        params.optional("managedNetwork", self.managed_network.as_ref())?;
+        params.optional("networkProxy", self.network_proxy.as_ref())
+    }
+}
+
+/// What a process inherits from the environment of the server. `StartProcess::env` is laid over it.
+///
+/// Patterns are globs that ignore case.
+#[derive(Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct EnvironmentPolicy {
+    /// What to begin with.
+    pub inherit: InheritEnvironment,
+    /// Whether to keep variables that look like secrets, which are left out otherwise.
+    pub ignore_default_excludes: bool,
+    /// Patterns of variables to leave out.
+    pub exclude: Vec<String>,
+    /// Variables to set.
+    pub set: BTreeMap<String, String>,
+    /// Patterns of the only variables to keep, if there are any.
+    pub include_only: Vec<String>,
+}
+
+impl EnvironmentPolicy {
+    /// Inherits `inherit`, without what looks like a secret.
+    pub fn new(inherit: InheritEnvironment) -> Self {
+        EnvironmentPolicy {
+            inherit,
+            ignore_default_excludes: false,
+            exclude: Vec::new(),
+            set: BTreeMap::new(),
+            include_only: Vec::new(),
+        }
+    }
+}
+
+impl fmt::Debug for EnvironmentPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EnvironmentPolicy")
+            .field("inherit", &self.inherit)
+            .field("set", &self.set.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Which variables of the server a process begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InheritEnvironment {
+    /// Those without which little runs: `PATH`, `HOME` and the like.
+    Core,
+    /// All.
+    All,
+    /// None.
+    None,
+}
+
+/// Which snapshot of a shell's state to run with.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct ShellSnapshot {
+    /// Names the snapshot.
+    pub scope_id: String,
+    /// The shell.
+    pub shell: Shell,
+}
+
+impl ShellSnapshot {
+    /// Names the snapshot `scope_id` of `shell`.
+    pub fn new(scope_id: impl Into<String>, shell: Shell) -> Self {
+        ShellSnapshot {
+            scope_id: scope_id.into(),
+            shell,
+        }
+    }
+}
+
+/// What a process is run for. Begin with the default, which says nothing.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct ProcessMetadata {
+    /// The conversation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thread_id: Option<String>,
+    /// The tool call in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+}
+
+/// The answer to [`StartProcess`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct Started {
+    /// The process.
+    pub process_id: ProcessId,
+    /// The sandbox it runs in, `none` for none (0.150 on).
+    #[serde(default)]
+    pub sandbox_type: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::protocol::{Dialect, PathSpelling, jsonrpc::encode_request};
+
+    fn params<M: Method>(method: &M) -> Value {
+        let json = encode_request(1, method, Dialect::new(PathSpelling::Plain)).unwrap();
+        let mut request: Value = serde_json::from_slice(&json).unwrap();
+        assert_eq!(request["method"], M::NAME);
+        request["params"].take()
+    }
+
+    #[test]
+    fn a_bare_start_sends_the_required_fields_only() {
+        assert_eq!(
+            params(&StartProcess::new("p", ["true"], "/")),
+            json!({"processId": "p", "argv": ["true"], "cwd": "/", "env": {}, "tty": false})
+        );
+    }
+
+    #[test]
+    fn every_option_of_start_reaches_the_wire() {
+        let mut policy = EnvironmentPolicy::new(InheritEnvironment::Core);
+        policy.exclude.push("*_KEY".into());
+        let start = StartProcess::new("p", ["sh", "-c", "true"], "/tmp")
+            .env("A", "1")
+            .envs([("B", "2")])
+            .tty(true)
+            .arg0("-sh")
+            .pipe_stdin(true)
+            .env_policy(policy)
+            .shell_snapshot(ShellSnapshot::new("s", Shell::new("sh", "/bin/sh")))
+            .metadata(ProcessMetadata {
+                thread_id: Some("t".into()),
+                tool_call_id: None,
+            })
+            .sandbox(Value::Null)
+            .enforce_managed_network(false)
+            .managed_network(json!({}))
+            .network_proxy(json!({"proxy": {}}));
+        assert_eq!(
+            params(&start),
+            json!({
+                "processId": "p", "argv": ["sh", "-c", "true"], "cwd": "/tmp",
+                "env": {"A": "1", "B": "2"}, "tty": true, "arg0": "-sh", "pipeStdin": true,
+                "envPolicy": {"inherit": "core", "ignoreDefaultExcludes": false, "exclude": ["*_KEY"],
+                              "set": {}, "includeOnly": []},
+                "shellSnapshot": {"scopeId": "s", "shell": {"name": "sh", "path": "/bin/sh"}},
+                "metadata": {"threadId": "t"}, "sandbox": null, "enforceManagedNetwork": false,
+                "managedNetwork": {}, "networkProxy": {"proxy": {}},
+            })
+        );
+    }
+
+    #[test]
+    fn a_start_without_a_program_is_refused() {
+        let start = StartProcess::new("p", Vec::<String>::new(), "/");
+        let error = encode_request(1, &start, Dialect::new(PathSpelling::Plain)).unwrap_err();
+        assert!(matches!(error, InvalidRequest::EmptyArgv));
+    }
+
+    #[test]
+    fn p11_debug_shows_neither_arguments_nor_environment() {
+        let start = StartProcess::new("p", ["login", "secret"], "/").env("TOKEN", "secret");
+        let mut policy = EnvironmentPolicy::new(InheritEnvironment::None);
+        policy.set.insert("TOKEN".into(), "secret".into());
+        let shown = format!("{start:?} {policy:?}");
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+}

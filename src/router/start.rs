@@ -1,0 +1,174 @@
+//! Starting a process for a session: the message, and where the server's answer goes.
+
+use std::{fmt, time::Duration};
+
+use actix::{
+    Addr, Context, Message, WeakAddr,
+    dev::{MessageResponse, OneshotSender},
+};
+use bytestring::ByteString;
+
+use super::{Router, routes::RouteKey, session::Session};
+use crate::{
+    connection::{Call, Connection, Dispatch, ReplySlot, decode_response},
+    error::{CallError, RegisterError, StartError},
+    protocol::{ProcessId, StartProcess, Started},
+};
+
+/// Registers a session, then starts its process.
+///
+/// The session is registered first because output can arrive before the answer to the start.
+///
+/// # Errors
+///
+/// See [`StartError`]. If the server refuses the start, or it is not sent, the session hears nothing.
+/// If it is not known whether the process was started, because the answer did not come in time or
+/// not intelligibly, it is asked to terminate and the session gets [`Failed`]. If the connection is
+/// lost meanwhile, the session gets [`Failed`] as all others do.
+///
+/// # Cancel safety
+///
+/// A start that is dropped after the router has handled it goes on: the process runs and its
+/// session receives its events.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Start {
+    /// What to start.
+    pub process: StartProcess,
+    /// Who receives its events.
+    pub session: Session,
+    /// How long to wait for the answer, if not as long as for other calls.
+    pub timeout: Option<Duration>,
+}
+
+impl Start {
+    /// Starts `process` for `session`.
+    pub fn new(process: StartProcess, session: impl Into<Session>) -> Self {
+        Start {
+            process,
+            session: session.into(),
+            timeout: None,
+        }
+    }
+
+    /// Waits for the answer no longer than this.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+}
+
+impl Message for Start {
+    type Result = Result<Started, StartError>;
+}
+
+/// A start has been answered, or never will be.
+pub(super) struct StartEnded {
+    pub(super) process_id: ProcessId,
+    pub(super) key: RouteKey,
+    pub(super) process: StartedProcess,
+}
+
+/// What a start has led to.
+pub(super) enum StartedProcess {
+    Running,
+    NotStarted,
+    Unknown,
+}
+
+impl Message for StartEnded {
+    type Result = ();
+}
+
+/// The answer of `Handler<Start>`: sends the call with actix's own reply sender in its slot.
+pub struct PendingStart(pub(super) Result<Registered, RegisterError>);
+
+/// A start whose session is registered.
+pub(super) struct Registered {
+    pub(super) call: Call<StartProcess>,
+    pub(super) process_id: ProcessId,
+    pub(super) key: RouteKey,
+    pub(super) connection: Addr<Connection>,
+    pub(super) router: WeakAddr<Router>,
+}
+
+impl fmt::Debug for PendingStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PendingStart")
+            .field(&self.0.as_ref().map(|registered| &registered.process_id))
+            .finish()
+    }
+}
+
+impl MessageResponse<Router, Start> for PendingStart {
+    fn handle(
+        self,
+        _: &mut Context<Router>,
+        sender: Option<OneshotSender<Result<Started, StartError>>>,
+    ) {
+        match self.0 {
+            Ok(registered) => registered.connection.do_send(Dispatch {
+                call: registered.call,
+                slot: Box::new(StartSlot {
+                    router: registered.router,
+                    process_id: registered.process_id,
+                    key: registered.key,
+                    sender,
+                }),
+            }),
+            Err(error) => {
+                if let Some(sender) = sender {
+                    // A caller that has gone does not need the error.
+                    let _gone = sender.send(Err(error.into()));
+                }
+            }
+        }
+    }
+}
+
+/// Where the answer to a start goes: to the router, and to the caller.
+struct StartSlot {
+    router: WeakAddr<Router>,
+    process_id: ProcessId,
+    key: RouteKey,
+    sender: Option<OneshotSender<Result<Started, StartError>>>,
+}
+
+impl ReplySlot for StartSlot {
+    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
+        let outcome = outcome.and_then(|json| decode_response::<StartProcess>(&json));
+        let process = match &outcome {
+            Ok(_) => Some(StartedProcess::Running),
+            Err(CallError::DeadlineExceeded { .. } | CallError::InvalidResponse { .. }) => {
+                Some(StartedProcess::Unknown)
+            }
+            Err(
+                CallError::Rejected { .. }
+                | CallError::Overloaded { .. }
+                | CallError::InvalidRequest { .. },
+            ) => Some(StartedProcess::NotStarted),
+            // All sessions are told of that.
+            Err(CallError::Disconnected { .. }) => None,
+        };
+        // The router first, so that whoever hears of a failure can use the process id again.
+        if let Some(process) = process
+            && let Some(router) = self.router.upgrade()
+        {
+            router.do_send(StartEnded {
+                process_id: self.process_id,
+                key: self.key,
+                process,
+            });
+        }
+        if let Some(sender) = self.sender {
+            // A caller that has gone does not need the answer: the session has its process.
+            let _gone = sender.send(outcome.map_err(StartError::from));
+        }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        // The router needs the answer also when the caller does not.
+        false
+    }
+}
