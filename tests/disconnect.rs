@@ -316,6 +316,9 @@ async fn a_link_that_gives_signs_of_life_is_kept() {
         busy.peer.output("a", seq, "stdout", "x").await;
         tokio::task::yield_now().await;
     }
+    let last_output = Instant::now();
+    assert_eq!(busy.peer.frame().await, Some(ws::Frame::Ping("".into())));
+    assert_eq!(last_output.elapsed().as_secs(), 30);
     assert_eq!(busy.mux.statistics().await.unwrap().calls_in_flight, 3);
     busy.calls.clear();
 }

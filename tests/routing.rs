@@ -14,7 +14,7 @@ use execmux::{
 };
 use serde_json::json;
 use support::{
-    peer::{Peer, config},
+    peer::{Peer, config, frame},
     recorder::{Recorder, Stop, Tap},
     soon,
 };
@@ -368,12 +368,17 @@ async fn p3_a_session_that_consumes_is_not_failed_by_what_comes_at_once() {
     let (mux, mut peer) = Peer::connect(config).await;
     let (session, recording) = Recorder::start_session();
     start(&mux, &mut peer, "p", session).await;
-    // Makes the read buffer large.
-    peer.send(json!({"id": 99, "result": "x".repeat(900_000)}))
+    // Makes the read buffer large, and then fills it at once.
+    peer.send(json!({"id": 99, "result": "x".repeat(1_000_000)}))
         .await;
+    let chunk = base64_simd::STANDARD.encode_to_string("x".repeat(1000));
+    let mut said = Vec::new();
     for seq in 1..=1000 {
-        peer.output("p", seq, "stdout", &"x".repeat(1000)).await;
+        let params = json!({"processId": "p", "seq": seq, "stream": "stdout", "chunk": chunk});
+        let output = json!({"method": "process/output", "params": params}).to_string();
+        said.extend_from_slice(&frame(ws::Message::Text(output.into())));
     }
+    peer.bytes(&said).await;
     peer.exited("p", 1001, 0).await;
     peer.closed("p", 1002).await;
     assert_eq!(recording.record().await.stdout.len(), 1_000_000);
