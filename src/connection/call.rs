@@ -36,7 +36,7 @@ pub struct Call<M> {
 }
 
 impl<M: Method> Call<M> {
-    /// Calls `method` with the connection's [`call_timeout`](Config::call_timeout).
+    /// Calls `method` with the connection's [`call_timeout`](crate::Config::call_timeout).
     pub fn new(method: M) -> Self {
         Call {
             method,

@@ -127,7 +127,7 @@ impl fmt::Debug for OutputChunk {
 }
 
 /// `process/write`: writes to the stdin of a process on a pty, or with
-/// [`pipe_stdin`](StartProcess::pipe_stdin).
+/// [`pipe_stdin`](super::StartProcess::pipe_stdin).
 #[derive(Clone)]
 #[must_use]
 pub struct WriteStdin {

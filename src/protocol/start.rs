@@ -94,7 +94,7 @@ impl StartProcess {
     }
 
     /// Whether it runs on a pty of 24 rows and 80 columns, with its output on
-    /// [`Stream::Pty`]. `TERM` is not set for it.
+    /// [`Stream::Pty`](super::Stream::Pty). `TERM` is not set for it.
     pub fn tty(mut self, tty: bool) -> Self {
         self.tty = tty;
         self

@@ -23,8 +23,8 @@ use crate::{
 ///
 /// See [`StartError`]. If the server refuses the start, or it is not sent, the session hears nothing.
 /// If it is not known whether the process was started, because the answer did not come in time or
-/// not intelligibly, it is asked to terminate and the session gets [`Failed`]. If the connection is
-/// lost meanwhile, the session gets [`Failed`] as all others do.
+/// not intelligibly, it is asked to terminate and the session gets [`Failed`](crate::Failed). If the connection is
+/// lost meanwhile, the session gets [`Failed`](crate::Failed) as all others do.
 ///
 /// # Cancel safety
 ///
