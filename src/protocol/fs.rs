@@ -12,22 +12,36 @@ use serde_json::Value;
 
 use super::{Done, InvalidRequest, Method, Params, base64};
 
-/// Declares the setters that all file methods share.
+/// What most file methods take beside their own params.
+#[derive(Debug, Clone, Default)]
+struct CommonOptions {
+    follow_symlinks: Option<bool>,
+    sandbox: Option<Value>,
+}
+
+impl CommonOptions {
+    fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
+        params.optional("followSymlinks", self.follow_symlinks.as_ref())?;
+        params.optional("sandbox", self.sandbox.as_ref())
+    }
+}
+
+/// Declares the setters of the [`CommonOptions`] that a method has.
 macro_rules! common_options {
-    () => {
+    (sandbox) => {
         /// Runs the operation inside a sandbox, given as the server wants it.
         pub fn sandbox(mut self, sandbox: Value) -> Self {
-            self.sandbox = Some(sandbox);
+            self.common.sandbox = Some(sandbox);
             self
         }
     };
-    (follow_symlinks) => {
-        common_options!();
+    (sandbox, follow_symlinks) => {
+        common_options!(sandbox);
 
         /// Whether links in the path are followed (0.150 on; older servers always do). With `false`
         /// a path with any link in it is refused. Left out, the server follows them.
         pub fn follow_symlinks(mut self, follow: bool) -> Self {
-            self.follow_symlinks = Some(follow);
+            self.common.follow_symlinks = Some(follow);
             self
         }
     };
@@ -41,8 +55,7 @@ macro_rules! common_options {
 #[must_use]
 pub struct ReadFile {
     path: PathBuf,
-    follow_symlinks: Option<bool>,
-    sandbox: Option<Value>,
+    common: CommonOptions,
 }
 
 impl ReadFile {
@@ -50,12 +63,11 @@ impl ReadFile {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         ReadFile {
             path: path.into(),
-            follow_symlinks: None,
-            sandbox: None,
+            common: CommonOptions::default(),
         }
     }
 
-    common_options!(follow_symlinks);
+    common_options!(sandbox, follow_symlinks);
 }
 
 impl Method for ReadFile {
@@ -64,8 +76,7 @@ impl Method for ReadFile {
 
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
         params.path("path", &self.path)?;
-        params.optional("followSymlinks", self.follow_symlinks.as_ref())?;
-        params.optional("sandbox", self.sandbox.as_ref())
+        self.common.write_params(params)
     }
 }
 
@@ -92,8 +103,7 @@ impl std::fmt::Debug for FileContent {
 pub struct WriteFile {
     path: PathBuf,
     content: Bytes,
-    follow_symlinks: Option<bool>,
-    sandbox: Option<Value>,
+    common: CommonOptions,
 }
 
 impl WriteFile {
@@ -102,12 +112,11 @@ impl WriteFile {
         WriteFile {
             path: path.into(),
             content: content.into(),
-            follow_symlinks: None,
-            sandbox: None,
+            common: CommonOptions::default(),
         }
     }
 
-    common_options!(follow_symlinks);
+    common_options!(sandbox, follow_symlinks);
 }
 
 impl std::fmt::Debug for WriteFile {
@@ -126,8 +135,7 @@ impl Method for WriteFile {
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
         params.path("path", &self.path)?;
         params.base64("dataBase64", &self.content);
-        params.optional("followSymlinks", self.follow_symlinks.as_ref())?;
-        params.optional("sandbox", self.sandbox.as_ref())
+        self.common.write_params(params)
     }
 }
 
@@ -137,8 +145,7 @@ impl Method for WriteFile {
 pub struct CreateDirectory {
     path: PathBuf,
     recursive: bool,
-    follow_symlinks: Option<bool>,
-    sandbox: Option<Value>,
+    common: CommonOptions,
 }
 
 impl CreateDirectory {
@@ -147,8 +154,7 @@ impl CreateDirectory {
         CreateDirectory {
             path: path.into(),
             recursive: false,
-            follow_symlinks: None,
-            sandbox: None,
+            common: CommonOptions::default(),
         }
     }
 
@@ -159,7 +165,7 @@ impl CreateDirectory {
         self
     }
 
-    common_options!(follow_symlinks);
+    common_options!(sandbox, follow_symlinks);
 }
 
 impl Method for CreateDirectory {
@@ -169,8 +175,7 @@ impl Method for CreateDirectory {
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
         params.path("path", &self.path)?;
         params.field("recursive", &self.recursive)?;
-        params.optional("followSymlinks", self.follow_symlinks.as_ref())?;
-        params.optional("sandbox", self.sandbox.as_ref())
+        self.common.write_params(params)
     }
 }
 
@@ -179,8 +184,7 @@ impl Method for CreateDirectory {
 #[must_use]
 pub struct ReadMetadata {
     path: PathBuf,
-    follow_symlinks: Option<bool>,
-    sandbox: Option<Value>,
+    common: CommonOptions,
 }
 
 impl ReadMetadata {
@@ -188,12 +192,11 @@ impl ReadMetadata {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         ReadMetadata {
             path: path.into(),
-            follow_symlinks: None,
-            sandbox: None,
+            common: CommonOptions::default(),
         }
     }
 
-    common_options!(follow_symlinks);
+    common_options!(sandbox, follow_symlinks);
 }
 
 impl Method for ReadMetadata {
@@ -202,8 +205,7 @@ impl Method for ReadMetadata {
 
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
         params.path("path", &self.path)?;
-        params.optional("followSymlinks", self.follow_symlinks.as_ref())?;
-        params.optional("sandbox", self.sandbox.as_ref())
+        self.common.write_params(params)
     }
 }
 
@@ -233,7 +235,7 @@ pub struct Metadata {
 #[must_use]
 pub struct ReadDirectory {
     path: PathBuf,
-    sandbox: Option<Value>,
+    common: CommonOptions,
 }
 
 impl ReadDirectory {
@@ -241,11 +243,11 @@ impl ReadDirectory {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         ReadDirectory {
             path: path.into(),
-            sandbox: None,
+            common: CommonOptions::default(),
         }
     }
 
-    common_options!();
+    common_options!(sandbox);
 }
 
 impl Method for ReadDirectory {
@@ -254,7 +256,7 @@ impl Method for ReadDirectory {
 
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
         params.path("path", &self.path)?;
-        params.optional("sandbox", self.sandbox.as_ref())
+        self.common.write_params(params)
     }
 }
 
@@ -286,8 +288,7 @@ pub struct RemovePath {
     path: PathBuf,
     recursive: bool,
     force: bool,
-    follow_symlinks: Option<bool>,
-    sandbox: Option<Value>,
+    common: CommonOptions,
 }
 
 impl RemovePath {
@@ -297,8 +298,7 @@ impl RemovePath {
             path: path.into(),
             recursive: false,
             force: false,
-            follow_symlinks: None,
-            sandbox: None,
+            common: CommonOptions::default(),
         }
     }
 
@@ -314,7 +314,7 @@ impl RemovePath {
         self
     }
 
-    common_options!(follow_symlinks);
+    common_options!(sandbox, follow_symlinks);
 }
 
 impl Method for RemovePath {
@@ -325,8 +325,7 @@ impl Method for RemovePath {
         params.path("path", &self.path)?;
         params.field("recursive", &self.recursive)?;
         params.field("force", &self.force)?;
-        params.optional("followSymlinks", self.follow_symlinks.as_ref())?;
-        params.optional("sandbox", self.sandbox.as_ref())
+        self.common.write_params(params)
     }
 }
 
@@ -337,7 +336,7 @@ pub struct CopyPath {
     source: PathBuf,
     destination: PathBuf,
     recursive: bool,
-    sandbox: Option<Value>,
+    common: CommonOptions,
 }
 
 impl CopyPath {
@@ -347,7 +346,7 @@ impl CopyPath {
             source: source.into(),
             destination: destination.into(),
             recursive: false,
-            sandbox: None,
+            common: CommonOptions::default(),
         }
     }
 
@@ -357,7 +356,7 @@ impl CopyPath {
         self
     }
 
-    common_options!();
+    common_options!(sandbox);
 }
 
 impl Method for CopyPath {
@@ -368,7 +367,7 @@ impl Method for CopyPath {
         params.path("sourcePath", &self.source)?;
         params.path("destinationPath", &self.destination)?;
         params.field("recursive", &self.recursive)?;
-        params.optional("sandbox", self.sandbox.as_ref())
+        self.common.write_params(params)
     }
 }
 
@@ -377,27 +376,20 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::protocol::{Dialect, PathSpelling, jsonrpc::encode_request};
-
-    fn params<M: Method>(method: &M) -> Value {
-        let json = encode_request(1, method, Dialect::new(PathSpelling::Uri)).unwrap();
-        let mut request: Value = serde_json::from_slice(&json).unwrap();
-        assert_eq!(request["method"], M::NAME);
-        request["params"].take()
-    }
+    use crate::protocol::{PathSpelling, jsonrpc::encoded_params};
 
     #[test]
     fn dangerous_defaults_are_always_spelled_out() {
         assert_eq!(
-            params(&RemovePath::new("/x")),
+            encoded_params(PathSpelling::Uri, &RemovePath::new("/x")),
             json!({"path": "file:///x", "recursive": false, "force": false})
         );
         assert_eq!(
-            params(&CopyPath::new("/x", "/y")),
+            encoded_params(PathSpelling::Uri, &CopyPath::new("/x", "/y")),
             json!({"sourcePath": "file:///x", "destinationPath": "file:///y", "recursive": false})
         );
         assert_eq!(
-            params(&CreateDirectory::new("/x")),
+            encoded_params(PathSpelling::Uri, &CreateDirectory::new("/x")),
             json!({"path": "file:///x", "recursive": false})
         );
     }
@@ -405,7 +397,8 @@ mod tests {
     #[test]
     fn options_are_sent_when_given() {
         assert_eq!(
-            params(
+            encoded_params(
+                PathSpelling::Uri,
                 &RemovePath::new("/x")
                     .recursive(true)
                     .force(true)
@@ -414,11 +407,11 @@ mod tests {
             json!({"path": "file:///x", "recursive": true, "force": true, "followSymlinks": false})
         );
         assert_eq!(
-            params(&ReadFile::new("/x").sandbox(Value::Null)),
+            encoded_params(PathSpelling::Uri, &ReadFile::new("/x").sandbox(Value::Null)),
             json!({"path": "file:///x", "sandbox": null})
         );
         assert_eq!(
-            params(&WriteFile::new("/x", "hi")),
+            encoded_params(PathSpelling::Uri, &WriteFile::new("/x", "hi")),
             json!({"path": "file:///x", "dataBase64": "aGk="})
         );
     }

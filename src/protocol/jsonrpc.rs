@@ -339,6 +339,18 @@ impl<'de> Deserialize<'de> for Id {
     }
 }
 
+/// Returns the params of a request as it goes on the wire.
+#[cfg(test)]
+pub(crate) fn encoded_params<M: Method>(
+    paths: super::PathSpelling,
+    method: &M,
+) -> serde_json::Value {
+    let json = encode_request(1, method, Dialect::new(paths)).expect("the request is valid");
+    let mut request: serde_json::Value = serde_json::from_slice(&json).expect("it is JSON");
+    assert_eq!(request["method"], M::NAME);
+    request["params"].take()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -266,23 +266,16 @@ impl Method for Interrupt {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
-    use crate::protocol::{Dialect, PathSpelling, jsonrpc::encode_request};
-
-    fn params<M: Method>(method: &M) -> Value {
-        let json = encode_request(1, method, Dialect::new(PathSpelling::Plain)).unwrap();
-        let mut request: Value = serde_json::from_slice(&json).unwrap();
-        assert_eq!(request["method"], M::NAME);
-        request["params"].take()
-    }
+    use crate::protocol::{PathSpelling, jsonrpc::encoded_params};
 
     #[test]
     fn a_write_always_has_an_id_and_a_read_always_says_how_long_it_waits() {
         let (a, b) = (
-            params(&WriteStdin::new("p", "x")),
-            params(&WriteStdin::new("p", "x")),
+            encoded_params(PathSpelling::Plain, &WriteStdin::new("p", "x")),
+            encoded_params(PathSpelling::Plain, &WriteStdin::new("p", "x")),
         );
         assert_eq!(
             (&a["processId"], &a["chunk"]),
@@ -290,11 +283,12 @@ mod tests {
         );
         assert_ne!(a["writeId"], b["writeId"]);
         assert_eq!(
-            params(&ReadProcess::new("p")),
+            encoded_params(PathSpelling::Plain, &ReadProcess::new("p")),
             json!({"processId": "p", "waitMs": 0})
         );
         assert_eq!(
-            params(
+            encoded_params(
+                PathSpelling::Plain,
                 &ReadProcess::new("p")
                     .after_seq(3)
                     .max_bytes(9)

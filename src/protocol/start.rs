@@ -301,19 +301,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::protocol::{Dialect, PathSpelling, jsonrpc::encode_request};
-
-    fn params<M: Method>(method: &M) -> Value {
-        let json = encode_request(1, method, Dialect::new(PathSpelling::Plain)).unwrap();
-        let mut request: Value = serde_json::from_slice(&json).unwrap();
-        assert_eq!(request["method"], M::NAME);
-        request["params"].take()
-    }
+    use crate::protocol::{
+        Dialect, PathSpelling,
+        jsonrpc::{encode_request, encoded_params},
+    };
 
     #[test]
     fn a_bare_start_sends_the_required_fields_only() {
         assert_eq!(
-            params(&StartProcess::new("p", ["true"], "/")),
+            encoded_params(PathSpelling::Plain, &StartProcess::new("p", ["true"], "/")),
             json!({"processId": "p", "argv": ["true"], "cwd": "/", "env": {}, "tty": false})
         );
     }
@@ -339,7 +335,7 @@ mod tests {
             .managed_network(json!({}))
             .network_proxy(json!({"proxy": {}}));
         assert_eq!(
-            params(&start),
+            encoded_params(PathSpelling::Plain, &start),
             json!({
                 "processId": "p", "argv": ["sh", "-c", "true"], "cwd": "/tmp",
                 "env": {"A": "1", "B": "2"}, "tty": true, "arg0": "-sh", "pipeStdin": true,
