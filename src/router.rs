@@ -234,11 +234,13 @@ impl Router {
             debug!(process_id:%, seq; "event without a session ignored");
             return;
         };
-        if session.has_stopped() {
+        // Once for all that this event sets free: for a session held weakly it is not for nothing.
+        let Some(recipient) = session.reach() else {
             self.abandon(process_id, context);
             return;
-        }
-        let (last, may_run) = match delivery.accept(seq, event, |event| session.send(event)) {
+        };
+        let deliver = |event| recipient.do_send(event);
+        let (last, may_run) = match delivery.accept(seq, event, deliver) {
             Progress::Open => return,
             Progress::Closed(last) => (last, false),
             Progress::Failed(last) => (last, true),

@@ -1,6 +1,7 @@
 //! What a session is, and what it is told.
 
 use std::{
+    borrow::Cow,
     fmt,
     sync::{
         Arc,
@@ -120,27 +121,28 @@ enum Holding {
 }
 
 impl Session {
-    /// Sends an event, without waiting and without bound: what is queued is bounded by the permits
-    /// that outputs carry. It vanishes if the session has stopped.
+    /// Returns where its events go, or `None` if its actor has stopped.
+    ///
+    /// What is sent there with `do_send` is queued without bound of the mailbox's; the bound is the
+    /// permits that outputs carry.
+    pub(crate) fn reach(&self) -> Option<Cow<'_, Recipient<SessionEvent>>> {
+        let recipient = match &self.0 {
+            Holding::Strong(recipient) => Cow::Borrowed(recipient),
+            Holding::Weak(recipient) => Cow::Owned(recipient.upgrade()?),
+        };
+        recipient.connected().then_some(recipient)
+    }
+
+    /// Sends an event without waiting. It vanishes if the actor has stopped.
     pub(crate) fn send(&self, event: SessionEvent) {
-        match &self.0 {
-            Holding::Strong(recipient) => recipient.do_send(event),
-            Holding::Weak(recipient) => {
-                if let Some(recipient) = recipient.upgrade() {
-                    recipient.do_send(event);
-                }
-            }
+        if let Some(recipient) = self.reach() {
+            recipient.do_send(event);
         }
     }
 
     /// Whether its actor has stopped.
     pub(crate) fn has_stopped(&self) -> bool {
-        match &self.0 {
-            Holding::Strong(recipient) => !recipient.connected(),
-            Holding::Weak(recipient) => recipient
-                .upgrade()
-                .is_none_or(|recipient| !recipient.connected()),
-        }
+        self.reach().is_none()
     }
 }
 
