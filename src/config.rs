@@ -47,10 +47,15 @@ pub struct Config {
     /// How long nothing may come, not even a sign of life, before the connection is given up. 60 s
     /// by default. The sign of life is asked for after half of it at the latest.
     pub silence_timeout: Duration,
-    /// How many bytes of output a session may have queued or in its hands; beyond it the session
-    /// fails with [`Overflow`](crate::FailureReason::Overflow), the others do not notice. Every piece
-    /// of output counts for its bytes and 128 more for keeping it. 1 MiB by default.
+    /// How many bytes of output a session may have queued or in its hands, unless it says otherwise
+    /// ([`Session::budget`](crate::Session::budget)). What happens beyond it is for the session to choose
+    /// ([`Overflow`](crate::Overflow)); the others do not notice. Every piece of output counts for its bytes
+    /// and 128 more for keeping it. 1 MiB by default.
     pub session_budget: usize,
+    /// How many bytes of output all sessions together may have queued or in their hands. Once half of
+    /// it is in use, each session gets no more than an equal part of the other half, but always one
+    /// piece of output. 64 MiB by default.
+    pub connection_budget: usize,
     /// How often the router looks for sessions that have stopped, to end their processes. It also
     /// notices when it has something for them. 1 s by default.
     pub session_check_interval: Duration,
@@ -75,6 +80,7 @@ impl Config {
             ping_interval: Duration::from_secs(30),
             silence_timeout: Duration::from_secs(60),
             session_budget: 1 << 20,
+            connection_budget: 64 << 20,
             session_check_interval: Duration::from_secs(1),
             close_timeout: Duration::from_secs(5),
         }

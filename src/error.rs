@@ -319,8 +319,8 @@ pub enum FailureReason {
     /// The connection is gone. The process may still run.
     #[error("the connection is gone: {0}")]
     Disconnected(#[source] DisconnectReason),
-    /// The session did not consume its output: more than its budget is queued to it. Its process was
-    /// terminated.
+    /// The session did not consume its output: more than its budget is queued to it, and it has chosen
+    /// [`Overflow::Fail`](crate::Overflow::Fail). Its process was terminated.
     #[error(
         "the session holds {held} bytes of unconsumed output, more than its budget of {budget}"
     )]
@@ -330,8 +330,8 @@ pub enum FailureReason {
         /// The budget, in bytes.
         budget: usize,
     },
-    /// Events came, but an earlier one never did, until more were waiting than are kept. The process
-    /// was terminated.
+    /// Events came, but an earlier one never did, until more were waiting than are kept, and the session
+    /// has chosen [`Overflow::Fail`](crate::Overflow::Fail). The process was terminated.
     #[error("the event with seq {missing} never came, and {waiting} later ones wait for it")]
     MissingEvent {
         /// The `seq` that is missing.
@@ -342,6 +342,13 @@ pub enum FailureReason {
     /// The server told twice that the process has exited. The process was terminated.
     #[error("the server told of the exit twice")]
     ExitedTwice,
+    /// The server told twice that the streams of the process have ended. The process was terminated.
+    #[error("the server told of the end of the streams twice")]
+    ClosedTwice,
+    /// The server does not know the process any more: the connection was lost for longer than the
+    /// server keeps a process that has ended. Its exit code will not be known.
+    #[error("the server has forgotten the process, and with it how it ended")]
+    Forgotten,
     /// `process/start` was not answered in time, or not intelligibly, so that it is not known whether
     /// the process runs. It was asked to terminate.
     #[error("it is not known whether the process has started")]

@@ -87,8 +87,8 @@ pub use crate::{
     mux::Mux,
     protocol::{Method, ProcessId, StartProcess, Started, Stream},
     router::{
-        Closed, Exited, Failed, Output, PendingStart, Register, Router, Session, SessionEvent,
-        Shutdown, Start, Unregister,
+        Closed, Exited, Failed, Gap, Interrupted, Output, Overflow, PendingStart, Permit,
+        Processes, Register, Resumed, Router, Session, SessionEvent, Shutdown, Start, Unregister,
     },
 };
 

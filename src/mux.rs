@@ -111,10 +111,9 @@ impl Mux {
         let mut connection = None;
         let router = Router::create(|context| {
             let events = context.address().downgrade().recipient();
-            let (budget, interval) = (config.session_budget, config.session_check_interval);
-            let started = Connection::start_with(link, config, events);
+            let started = Connection::start_with(link, config.clone(), events);
             connection = Some(started.clone());
-            Router::new(started, budget, interval)
+            Router::new(started, &config)
         });
         Mux {
             connection: connection.expect("`create` runs its closure before it returns"),
@@ -338,7 +337,8 @@ impl Mux {
         self.connection.send(GetStatistics).await.ok()
     }
 
-    /// Closes the connection in order and returns when that is done: see [`Shutdown`].
+    /// Terminates the processes, closes the connection in order and returns when that is done: see
+    /// [`Shutdown`], which can also leave the processes alone.
     ///
     /// # Cancel safety
     ///

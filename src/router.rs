@@ -7,17 +7,24 @@
 //! | [`Register`] | `Result<(), RegisterError>` | anyone |
 //! | [`Unregister`] | `Option<u64>` | anyone |
 //! | [`Shutdown`] | – | anyone |
-//! | `ConnectionEvent` | – | the connection |
-//! | `StartEnded`, `Unterminated`, `CheckSessions` | – | the router's own calls and timer |
+//! | `ConnectionEvent` | when it is taken | the connection |
+//! | `StartEnded`, `ReadEnded`, `Unterminated` | – | the router's own calls |
+//! | `CreditReturned` | – | whoever consumes output that a session waited for |
+//! | `CheckSessions` | – | the router's timer |
 //!
-//! It sends [`SessionEvent`]s, and never waits for a session.
+//! It sends [`SessionEvent`]s, and never waits for a session. A session that has chosen
+//! [`Overflow::Block`] makes the connection wait instead: its batch is not *taken*.
 
+mod budget;
 mod delivery;
+mod healing;
+mod parking;
 mod routes;
 mod session;
+mod shutdown;
 mod start;
 
-use std::{collections::HashSet, fmt, mem, time::Duration};
+use std::{collections::HashSet, fmt, mem, sync::Arc, time::Duration, vec};
 
 use actix::{
     Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, ResponseFuture,
@@ -25,21 +32,33 @@ use actix::{
 };
 use bytestring::ByteString;
 use log::debug;
-use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
+use tokio::{
+    sync::oneshot,
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until},
+};
 
+pub use self::{
+    budget::Permit,
+    session::{
+        Closed, Exited, Failed, Gap, Interrupted, Output, Overflow, Resumed, Session, SessionEvent,
+    },
+    shutdown::{Processes, Shutdown},
+    start::{PendingStart, Start},
+};
 use self::{
+    budget::{Budget, Pool},
     delivery::Progress,
+    healing::{CreditReturned, ReadEnded, ReadSlot, Turns},
+    parking::{Parked, Taken},
     routes::{Route, RouteKey, Routes},
     start::{Registered, StartEnded, StartedProcess},
 };
-pub use self::{
-    session::{Closed, Exited, Failed, Output, Session, SessionEvent},
-    start::{PendingStart, Start},
-};
 use crate::{
-    connection::{Call, Close, Connection, ConnectionEvent, Dispatch, ReplySlot},
+    config::Config,
+    connection::{Call, Close, Connection, ConnectionEvent, Dispatch, ReplySlot, after},
     error::{CallError, DisconnectReason, FailureReason, RegisterError},
-    protocol::{Notification, ProcessId, Terminate},
+    protocol::{ErrorCode, Notification, ProcessId, ReadProcess, Terminate},
 };
 
 /// Registers a session for a process that something else starts, or has started.
@@ -106,27 +125,6 @@ impl Message for Unregister {
     type Result = Option<u64>;
 }
 
-/// Closes the connection in order: requests that wait are written first. Answers when the connection
-/// is gone and all sessions have been told, at the latest after
-/// [`Config::close_timeout`](crate::Config::close_timeout).
-///
-/// The processes that run are left to the server. It ends them at once (before 0.120) or when it
-/// forgets the session (10 to 80 s later).
-#[derive(Debug, Clone, Copy, Default)]
-#[non_exhaustive]
-pub struct Shutdown {}
-
-impl Shutdown {
-    /// Closes the connection.
-    pub fn new() -> Self {
-        Shutdown {}
-    }
-}
-
-impl Message for Shutdown {
-    type Result = ();
-}
-
 /// A process without a session could not be asked to terminate, because the connection is overloaded.
 struct Unterminated {
     process_id: ProcessId,
@@ -150,6 +148,10 @@ pub struct Router {
     state: State,
     connection: Addr<Connection>,
     routes: Routes,
+    /// Sessions that want to read what they have missed.
+    turns: Turns,
+    /// What waits for a session that has chosen [`Overflow::Block`].
+    parked: Option<Parked>,
     /// Processes without a session that are still to be terminated.
     orphans: Vec<ProcessId>,
     /// Routes that ended before their starts. A server that handles several requests at once may
@@ -157,35 +159,51 @@ pub struct Router {
     ended_while_starting: HashSet<RouteKey>,
     /// Runs while there are routes.
     checking: Option<JoinHandle<()>>,
+    /// What all sessions may hold together.
+    pool: Arc<Pool>,
     session_budget: usize,
     session_check_interval: Duration,
+    close_timeout: Duration,
 }
 
 enum State {
     Open {
         /// Who waits for the end.
         shutdowns: Vec<oneshot::Sender<()>>,
+        /// Set while the processes are being terminated; the connection closes with the last.
+        draining: Option<Draining>,
     },
     Closed(DisconnectReason),
 }
 
+/// The time that the processes have to end.
+struct Draining {
+    until: Instant,
+    overdue: JoinHandle<()>,
+}
+
+/// After a process has exited, how long its end is awaited before it is asked for. Servers up to 0.120
+/// forget a process 30 s after its exit, and then tell nothing.
+const END_OVERDUE: Duration = Duration::from_secs(35);
+
 impl Router {
-    pub(crate) fn new(
-        connection: Addr<Connection>,
-        session_budget: usize,
-        session_check_interval: Duration,
-    ) -> Self {
+    pub(crate) fn new(connection: Addr<Connection>, config: &Config) -> Self {
         Router {
             state: State::Open {
                 shutdowns: Vec::new(),
+                draining: None,
             },
             connection,
             routes: Routes::default(),
+            turns: Turns::default(),
+            parked: None,
             orphans: Vec::new(),
             ended_while_starting: HashSet::new(),
             checking: None,
-            session_budget,
-            session_check_interval,
+            pool: Pool::new(config.connection_budget),
+            session_budget: config.session_budget,
+            session_check_interval: config.session_check_interval,
+            close_timeout: config.close_timeout,
         }
     }
 
@@ -200,14 +218,24 @@ impl Router {
             after_seq,
         } = register;
         match &self.state {
-            State::Open { shutdowns } if shutdowns.is_empty() => {}
+            State::Open { shutdowns, .. } if shutdowns.is_empty() => {}
             State::Open { .. } => {
                 return Err(RegisterError::Disconnected(DisconnectReason::Closed));
             }
             State::Closed(reason) => return Err(RegisterError::Disconnected(reason.clone())),
         }
-        let budget = self.session_budget;
-        let key = self.routes.insert(process_id, session, budget, after_seq)?;
+        let router = context.address().downgrade();
+        let (pool, limit) = (self.pool.clone(), self.session_budget);
+        let id = process_id.clone();
+        let budget = move |session: &Session, key| {
+            Budget::new(session.budget.unwrap_or(limit), pool, move || {
+                if let Some(router) = router.upgrade() {
+                    let process_id = id.clone();
+                    router.do_send(CreditReturned { process_id, key });
+                }
+            })
+        };
+        let key = self.routes.insert(process_id, session, after_seq, budget)?;
         self.check_sessions(context);
         Ok(key)
     }
@@ -221,51 +249,152 @@ impl Router {
         }
     }
 
-    fn forward(&mut self, notification: Notification, context: &mut Context<Self>) {
+    /// Forwards what one read has brought, up to an event that has to wait.
+    fn forward_all(
+        &mut self,
+        mut notifications: vec::IntoIter<Notification>,
+        context: &mut Context<Self>,
+    ) -> Option<Parked> {
+        while let Some(mut notification) = notifications.next() {
+            while let Some(blocked) = self.forward(notification, context) {
+                let route = self.routes.get_mut(&blocked.process_id);
+                if route.is_some_and(|route| route.delivery.wait_for_credit()) {
+                    return Some(Parked::new(blocked, notifications));
+                }
+                // Its credit has just returned.
+                notification = blocked;
+            }
+        }
+        None
+    }
+
+    /// Goes on with what had to wait.
+    fn unpark(&mut self, context: &mut Context<Self>) {
+        let Some(parked) = self.parked.take() else {
+            return;
+        };
+        let (notifications, taken) = parked.into_parts();
+        match self.forward_all(notifications, context) {
+            Some(still) => self.parked = Some(still.with(taken)),
+            None => taken.send(),
+        }
+    }
+
+    /// Forwards an event, or returns it if it has to wait.
+    fn forward(
+        &mut self,
+        notification: Notification,
+        context: &mut Context<Self>,
+    ) -> Option<Notification> {
         let Notification {
             process_id,
             seq,
             event,
         } = notification;
-        let Some(Route {
-            session, delivery, ..
-        }) = self.routes.get_mut(&process_id)
-        else {
+        let Some(route) = self.routes.get_mut(&process_id) else {
             debug!(process_id:%, seq; "event without a session ignored");
-            return;
+            return None;
         };
+        route.is_known = true;
         // Once for all that this event sets free: for a session held weakly it is not for nothing.
-        let Some(recipient) = session.reach() else {
+        let Some(recipient) = route.session.reach() else {
             self.abandon(process_id, context);
-            return;
+            return None;
         };
         let deliver = |event| recipient.do_send(event);
-        let (last, may_run) = match delivery.accept(seq, event, deliver) {
-            Progress::Open => return,
-            Progress::Closed(last) => (last, false),
-            Progress::Failed(last) => (last, true),
-        };
+        match route.delivery.accept(seq, event, deliver) {
+            Progress::Open if !route.delivery.wants_read() => {}
+            Progress::Blocked(event) => {
+                return Some(Notification {
+                    process_id,
+                    seq,
+                    event,
+                });
+            }
+            progress => self.go_on(process_id, progress, context),
+        }
+        None
+    }
+
+    /// Does what a session's progress asks for: ends its route, or lets it have its turn to read.
+    fn go_on(&mut self, process_id: ProcessId, progress: Progress, context: &mut Context<Self>) {
         // The route goes first: whoever hears the last event may use the process id again.
-        let route = if may_run {
-            self.abandon(process_id, context)
-        } else {
-            self.routes.remove(&process_id)
+        let (route, last) = match progress {
+            Progress::Open | Progress::Blocked(_) => {
+                self.queue_read(&process_id);
+                self.read_next(context);
+                return;
+            }
+            Progress::Closed(last) => (self.remove(&process_id), last),
+            Progress::Failed(last) => (self.abandon(process_id, context), last),
         };
         if let Some(route) = route {
             route.session.send(last);
         }
     }
 
+    fn queue_read(&mut self, process_id: &ProcessId) {
+        if let Some(route) = self.routes.get_mut(process_id)
+            && route.delivery.wants_read()
+            && !route.is_queued
+            // Before it is known to run, there is nothing to read.
+            && !route.starting
+        {
+            route.is_queued = true;
+            self.turns.push(process_id.clone(), route.key());
+        }
+    }
+
+    /// Has those read whose turn it is.
+    fn read_next(&mut self, context: &mut Context<Self>) {
+        while let Some((process_id, key)) = self.turns.next() {
+            let Some(route) = self.routes.get_keyed(&process_id, key) else {
+                continue;
+            };
+            route.is_queued = false;
+            let Some(wanted) = route.delivery.next_read() else {
+                continue;
+            };
+            debug!(process_id:%, after_seq = wanted.after_seq; "reading what a session has missed");
+            let mut read = ReadProcess::new(&process_id).after_seq(wanted.after_seq);
+            if let Some(bytes) = wanted.max_bytes {
+                read = read.max_bytes(bytes as u64);
+            }
+            let slot = ReadSlot {
+                router: context.address().downgrade(),
+                process_id,
+                key,
+                number: wanted.number,
+                link: self.turns.begin(),
+            };
+            self.connection.do_send(Dispatch {
+                call: Call::new(read),
+                slot: Box::new(slot),
+            });
+        }
+    }
+
+    fn remove(&mut self, process_id: &ProcessId) -> Option<Route> {
+        let route = self.routes.remove(process_id)?;
+        if let State::Open {
+            draining: Some(Draining { until, .. }),
+            ..
+        } = self.state
+            && self.routes.is_empty()
+        {
+            self.connection.do_send(Close { by: until });
+        }
+        Some(route)
+    }
+
     /// Removes the route of a process that may run, and ends the process.
     fn abandon(&mut self, process_id: ProcessId, context: &mut Context<Self>) -> Option<Route> {
-        let route = self.routes.remove(&process_id);
-        if let Some(route) = &route
-            && route.starting
-        {
+        self.terminate(process_id.clone(), context);
+        let route = self.remove(&process_id)?;
+        if route.starting {
             self.ended_while_starting.insert(route.key());
         }
-        self.terminate(process_id, context);
-        route
+        Some(route)
     }
 
     /// Ends a process that has no session any more.
@@ -292,12 +421,20 @@ impl Router {
         {
             session.send(delivery.fail(FailureReason::Disconnected(reason.clone())));
         }
+        self.parked = None;
         self.orphans.clear();
         self.ended_while_starting.clear();
         if let Some(checking) = self.checking.take() {
             checking.abort();
         }
-        if let State::Open { shutdowns } = state {
+        if let State::Open {
+            shutdowns,
+            draining,
+        } = state
+        {
+            if let Some(draining) = draining {
+                draining.overdue.abort();
+            }
             for shutdown in shutdowns {
                 // Whoever has gone does not need to know.
                 let _gone = shutdown.send(());
@@ -399,8 +536,9 @@ impl Handler<Register> for Router {
 impl Handler<Unregister> for Router {
     type Result = MessageResult<Unregister>;
 
-    fn handle(&mut self, unregister: Unregister, _: &mut Self::Context) -> Self::Result {
-        let route = self.routes.remove(&unregister.process_id);
+    fn handle(&mut self, unregister: Unregister, context: &mut Self::Context) -> Self::Result {
+        let route = self.remove(&unregister.process_id);
+        self.unpark(context);
         MessageResult(route.map(|route| route.delivery.last_seq()))
     }
 }
@@ -408,13 +546,42 @@ impl Handler<Unregister> for Router {
 impl Handler<Shutdown> for Router {
     type Result = ResponseFuture<()>;
 
-    fn handle(&mut self, _: Shutdown, _: &mut Self::Context) -> Self::Result {
-        let State::Open { shutdowns } = &mut self.state else {
+    fn handle(&mut self, shutdown: Shutdown, context: &mut Self::Context) -> Self::Result {
+        let State::Open {
+            shutdowns,
+            draining,
+        } = &mut self.state
+        else {
             return Box::pin(async {});
         };
-        let (shutdown, ended) = oneshot::channel();
-        shutdowns.push(shutdown);
-        self.connection.do_send(Close);
+        let (end, ended) = oneshot::channel();
+        shutdowns.push(end);
+        let until = after(
+            Instant::now(),
+            shutdown.deadline.unwrap_or(self.close_timeout),
+        );
+        if shutdown.processes == Processes::Terminate && !self.routes.is_empty() {
+            let connection = self.connection.downgrade();
+            let overdue = actix_rt::spawn(async move {
+                sleep_until(until).await;
+                if let Some(connection) = connection.upgrade() {
+                    connection.do_send(Close { by: until });
+                }
+            });
+            if let Some(earlier) = draining.replace(Draining { until, overdue }) {
+                earlier.overdue.abort();
+            }
+            for (_, route) in self.routes.iter_mut() {
+                if route.starting {
+                    self.ended_while_starting.insert(route.key());
+                }
+            }
+            for process_id in self.routes.process_ids() {
+                self.terminate(process_id, context);
+            }
+        } else {
+            self.connection.do_send(Close { by: until });
+        }
         Box::pin(async {
             // Sent when the connection is gone, or dropped with the router, which is as good.
             let _ended = ended.await;
@@ -423,17 +590,48 @@ impl Handler<Shutdown> for Router {
 }
 
 impl Handler<ConnectionEvent> for Router {
-    type Result = ();
+    type Result = Taken;
 
-    fn handle(&mut self, event: ConnectionEvent, context: &mut Self::Context) {
+    fn handle(&mut self, event: ConnectionEvent, context: &mut Self::Context) -> Taken {
         match event {
             ConnectionEvent::Notifications(notifications) => {
-                for notification in notifications {
-                    self.forward(notification, context);
+                if let Some(parked) = self.forward_all(notifications.into_iter(), context) {
+                    let taken = parked.taken();
+                    self.parked = Some(parked);
+                    return Taken::Later(taken);
                 }
+            }
+            ConnectionEvent::Interrupted => {
+                self.turns.link_down();
+                // What waits is read again with all else that is missed.
+                self.parked = None;
+                for (process_id, route) in self.routes.iter_mut() {
+                    route.delivery.interrupted();
+                    if route.session.link_events {
+                        let process_id = process_id.clone();
+                        route
+                            .session
+                            .send(SessionEvent::Interrupted(Interrupted { process_id }));
+                    }
+                }
+            }
+            ConnectionEvent::Resumed => {
+                self.turns.link_up();
+                for process_id in self.routes.process_ids() {
+                    self.queue_read(&process_id);
+                    if let Some(route) = self.routes.get_mut(&process_id)
+                        && route.session.link_events
+                    {
+                        route
+                            .session
+                            .send(SessionEvent::Resumed(Resumed { process_id }));
+                    }
+                }
+                self.read_next(context);
             }
             ConnectionEvent::Disconnected(reason) => self.close(reason),
         }
+        Taken::Now
     }
 }
 
@@ -455,14 +653,23 @@ impl Handler<StartEnded> for Router {
             return;
         };
         match process {
-            StartedProcess::Running => route.starting = false,
+            StartedProcess::Running => {
+                route.starting = false;
+                route.is_known = true;
+                if was_ended {
+                    self.terminate(process_id, context);
+                } else {
+                    self.queue_read(&process_id);
+                    self.read_next(context);
+                }
+            }
             StartedProcess::NotStarted => {
-                self.routes.remove(&process_id);
+                self.remove(&process_id);
             }
             StartedProcess::Unknown => {
                 let last = route.delivery.fail(FailureReason::StartUnanswered);
                 route.session.send(last);
-                self.routes.remove(&process_id);
+                self.remove(&process_id);
                 self.terminate(process_id, context);
             }
         }
@@ -492,8 +699,93 @@ impl Handler<CheckSessions> for Router {
         for process_id in stopped {
             self.abandon(process_id, context);
         }
+        let now = Instant::now();
+        let mut behind = Vec::new();
+        for (process_id, route) in self.routes.iter_mut() {
+            route.delivery.tick();
+            if route.delivery.has_exited()
+                && now - *route.end_checked.get_or_insert(now) >= END_OVERDUE
+            {
+                route.end_checked = Some(now);
+                route.delivery.check_end();
+            }
+            if route.delivery.wants_read() {
+                behind.push(process_id.clone());
+            }
+        }
+        for process_id in behind {
+            self.queue_read(&process_id);
+        }
+        self.read_next(context);
+        self.unpark(context);
         if is_idle && let Some(checking) = self.checking.take() {
             checking.abort();
         }
     }
+}
+
+impl Handler<CreditReturned> for Router {
+    type Result = ();
+
+    fn handle(&mut self, returned: CreditReturned, context: &mut Self::Context) {
+        let CreditReturned { process_id, key } = returned;
+        if let Some(route) = self.routes.get_keyed(&process_id, key) {
+            route.delivery.credit_returned();
+            self.queue_read(&process_id);
+            self.read_next(context);
+        }
+        self.unpark(context);
+    }
+}
+
+impl Handler<ReadEnded> for Router {
+    type Result = ();
+
+    fn handle(&mut self, ended: ReadEnded, context: &mut Self::Context) {
+        let ReadEnded {
+            process_id,
+            key,
+            number,
+            link,
+            outcome,
+        } = ended;
+        self.turns.end(link);
+        if let Some(route) = self.routes.get_keyed(&process_id, key) {
+            let Some(recipient) = route.session.reach() else {
+                self.abandon(process_id, context);
+                return self.read_next(context);
+            };
+            let deliver = |event| recipient.do_send(event);
+            let progress = match outcome {
+                Ok(read) => {
+                    route.is_known = true;
+                    route.delivery.accept_read(number, read, deliver)
+                }
+                Err(error) if is_unknown_process(&error) => {
+                    if route.is_known {
+                        route.delivery.forget(number, deliver)
+                    } else {
+                        route.delivery.read_too_early(number)
+                    }
+                }
+                Err(error) => {
+                    debug!(process_id:%, error:%; "cannot read what a session has missed");
+                    // Read again with the next check of the sessions.
+                    route.delivery.fail_read(number);
+                    return self.read_next(context);
+                }
+            };
+            self.go_on(process_id, progress, context);
+        }
+        self.read_next(context);
+    }
+}
+
+/// Servers tell this only by their words.
+fn is_unknown_process(error: &CallError) -> bool {
+    matches!(
+        error,
+        CallError::Rejected { code: ErrorCode::INVALID_REQUEST, message, .. }
+            if message.contains("unknown process id")
+    )
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use actix_http::ws;
 use execmux::{
-    CallError, DisconnectReason, FailureReason, Mux, RegisterError, StartError,
+    CallError, DisconnectReason, FailureReason, Mux, RegisterError, Shutdown, StartError,
     protocol::{ReadFile, StartProcess},
 };
 use serde_json::json;
@@ -334,7 +334,7 @@ async fn an_orderly_shutdown_writes_what_waits_and_answers_when_all_are_told() {
     tokio::task::yield_now().await;
     let shutdown = actix::spawn({
         let mux = busy.mux.clone();
-        async move { mux.shutdown().await }
+        async move { mux.router().send(Shutdown::detach()).await.unwrap() }
     });
     let request = busy.peer.expect("process/terminate").await;
     assert_eq!(request.params["processId"], "last");
@@ -439,6 +439,62 @@ async fn p14_a_shutdown_does_not_wait_for_ever() {
     busy.mux.shutdown().await;
     assert_eq!(begun.elapsed().as_secs(), 5);
     assert!(matches!(busy.end().await, DisconnectReason::Closed));
+}
+
+#[actix::test]
+async fn p14_a_shutdown_terminates_the_processes_and_lets_them_end() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let mut recordings = Vec::new();
+    for id in ["a", "b"] {
+        let (session, recording) = Recorder::start_session();
+        mux.register(id, session).await.unwrap();
+        recordings.push(recording);
+    }
+    let shutdown = actix::spawn({
+        let mux = mux.clone();
+        async move { mux.shutdown().await }
+    });
+    for _ in 0..2 {
+        let request = peer.expect("process/terminate").await;
+        // Nothing new is taken on meanwhile.
+        let (session, _recording) = Recorder::start_session();
+        match mux.register("late", session).await {
+            Err(RegisterError::Disconnected(DisconnectReason::Closed)) => {}
+            other => panic!("{other:?}"),
+        }
+        let id = request.params["processId"].as_str().unwrap();
+        peer.answer(&request, json!({"running": true})).await;
+        peer.exited(id, 1, 137).await;
+        peer.closed(id, 2).await;
+    }
+    let expected = ws::Frame::Close(Some(ws::CloseCode::Normal.into()));
+    assert_eq!(peer.frame().await, Some(expected));
+    drop(peer);
+    soon(shutdown).await.unwrap();
+    for recording in recordings {
+        assert_eq!(recording.record().await.exit_code(), 137);
+    }
+}
+
+#[actix::test]
+async fn p14_processes_that_do_not_end_do_not_hold_up_a_shutdown() {
+    pause();
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (session, recording) = Recorder::start_session();
+    mux.register("p", session).await.unwrap();
+    let begun = Instant::now();
+    let shutdown = actix::spawn({
+        let deadline = Duration::from_secs(3);
+        let shutdown = mux.router().send(Shutdown::new().deadline(deadline));
+        async move { shutdown.await.unwrap() }
+    });
+    peer.expect("process/terminate").await;
+    shutdown.await.unwrap();
+    assert_eq!(begun.elapsed().as_secs(), 3);
+    match recording.record().await.failed.unwrap().reason {
+        FailureReason::Disconnected(DisconnectReason::Closed) => {}
+        other => panic!("{other:?}"),
+    }
 }
 
 #[actix::test]

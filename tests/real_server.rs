@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use execmux::{
     CallError, DisconnectReason, FailureReason, InvalidRequest, Mux, ProcessId, RegisterError,
-    StartError,
+    Shutdown, StartError,
     protocol::{
         CopyPath, CreateDirectory, ErrorCode, PathSpelling, ReadProcess, RemovePath, StartProcess,
         WriteStatus, WriteStdin,
@@ -63,7 +63,7 @@ scenarios! {
     p2_a_killed_server_fails_every_session_and_call_once,
     p12_the_dialect_is_detected,
     p13_the_process_of_a_stopped_session_is_terminated,
-    shutdown_answers_when_all_sessions_have_been_told,
+    p14_a_shutdown_terminates_or_detaches_and_answers_when_all_have_been_told,
     p7_a_deadline_ends_a_call_and_its_late_answer_is_ignored,
 }
 
@@ -527,18 +527,28 @@ async fn p13_the_process_of_a_stopped_session_is_terminated(server: ExecServer) 
     assert_eq!(mux.unregister(&id).await, None, "its route is gone");
 }
 
-async fn shutdown_answers_when_all_sessions_have_been_told(server: ExecServer) {
+async fn p14_a_shutdown_terminates_or_detaches_and_answers_when_all_have_been_told(
+    server: ExecServer,
+) {
+    let mux = server.connect().await;
+    let (session, recording) = Recorder::start_session();
+    soon(mux.start(shell(&server, "exec sleep 60"), session))
+        .await
+        .unwrap();
+    soon(mux.router().send(Shutdown::detach())).await.unwrap();
+    let failed = recording.record().await.failed.unwrap();
+    assert!(matches!(
+        failed.reason,
+        FailureReason::Disconnected(DisconnectReason::Closed)
+    ));
+
     let mux = server.connect().await;
     let (session, recording) = Recorder::start_session();
     soon(mux.start(shell(&server, "exec sleep 60"), session))
         .await
         .unwrap();
     soon(mux.shutdown()).await;
-    let failed = recording.record().await.failed.unwrap();
-    assert!(matches!(
-        failed.reason,
-        FailureReason::Disconnected(DisconnectReason::Closed)
-    ));
+    assert_ne!(recording.record().await.exit_code(), 0);
     match soon(mux.terminate("x")).await {
         Err(CallError::Disconnected {
             reason: DisconnectReason::Closed,

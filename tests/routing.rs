@@ -8,7 +8,7 @@ use std::time::Duration;
 use actix::Addr;
 use actix_http::ws;
 use execmux::{
-    CallError, FailureReason, Mux, Register, RegisterError, Session, SessionEvent, Start,
+    CallError, FailureReason, Mux, Overflow, Register, RegisterError, Session, SessionEvent, Start,
     StartError, Started,
     protocol::{StartProcess, Stream},
 };
@@ -324,7 +324,8 @@ async fn p3_p4_a_session_that_does_not_consume_fails_alone_at_its_budget() {
     config.session_budget = 100_000;
     let (mux, mut peer) = Peer::connect(config).await;
     let (idle, mut held) = Tap::start_session();
-    start(&mux, &mut peer, "idle", idle.recipient()).await;
+    let idle = Session::from(idle.recipient()).overflow(Overflow::Fail);
+    start(&mux, &mut peer, "idle", idle).await;
     let (session, recording) = Recorder::start_session();
     start(&mux, &mut peer, "busy", session).await;
     for seq in 1..=200 {
@@ -384,11 +385,213 @@ async fn p3_a_session_that_consumes_is_not_failed_by_what_comes_at_once() {
     assert_eq!(recording.record().await.stdout.len(), 1_000_000);
 }
 
+/// What a server answers to a read, of outputs with 1,000 letters.
+fn retained(seqs: std::ops::RangeInclusive<u64>) -> serde_json::Value {
+    let chunk = base64_simd::STANDARD.encode_to_string("x".repeat(1000));
+    let next_seq = seqs.end() + 1;
+    let chunks: Vec<_> = seqs
+        .map(|seq| json!({"seq": seq, "stream": "stdout", "chunk": chunk}))
+        .collect();
+    json!({"chunks": chunks, "nextSeq": next_seq, "exited": false, "exitCode": null, "closed": false})
+}
+
+#[actix::test]
+async fn p5_a_session_that_lags_is_healed_when_it_consumes_and_others_do_not_notice() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (idle, mut held) = Tap::start_session();
+    let idle = Session::from(idle.recipient()).budget(100_000);
+    start(&mux, &mut peer, "idle", idle).await;
+    let (session, recording) = Recorder::start_session();
+    start(&mux, &mut peer, "busy", session).await;
+    for seq in 1..=200 {
+        peer.output("idle", seq, "stdout", &"x".repeat(1000)).await;
+        peer.output("busy", seq, "stdout", &"y".repeat(1000)).await;
+    }
+    peer.exited("busy", 201, 0).await;
+    peer.closed("busy", 202).await;
+    assert_eq!(recording.record().await.stdout.len(), 200_000);
+
+    let mut kept = Vec::new();
+    for seq in 1..=88 {
+        match held.next().await.unwrap() {
+            SessionEvent::Output(output) if output.seq == seq => kept.push(output),
+            other => panic!("{other:?}"),
+        }
+    }
+    // The chunk alone does not give the credit back, its permit does.
+    let permits: Vec<_> = kept
+        .drain(..44)
+        .map(|output| output.into_parts())
+        .map(|(chunk, permit)| (chunk.len(), permit))
+        .collect();
+    assert!(permits.iter().all(|(length, _)| *length == 1000));
+    drop(permits);
+    let read = peer.expect("process/read").await;
+    assert_eq!(read.params["afterSeq"], 88);
+    assert_eq!(read.params["waitMs"], 0);
+    let max_bytes = read.params["maxBytes"].as_u64().unwrap();
+    assert!(
+        (40_000..=100_000 - 44 * 1128).contains(&max_bytes),
+        "{max_bytes}"
+    );
+    peer.answer(&read, retained(89..=120)).await;
+    for seq in 89..=120 {
+        match held.next().await.unwrap() {
+            SessionEvent::Output(output) => assert_eq!(output.seq, seq),
+            other => panic!("{other:?}"),
+        }
+    }
+    let read = peer.expect("process/read").await;
+    assert_eq!(read.params["afterSeq"], 120);
+    peer.answer(&read, retained(170..=200)).await;
+    match held.next().await.unwrap() {
+        SessionEvent::Gap(gap) => assert_eq!((gap.after_seq, gap.before_seq), (120, 170)),
+        other => panic!("{other:?}"),
+    }
+    peer.output("idle", 201, "stdout", "live").await;
+    for seq in 170..=201 {
+        match held.next().await.unwrap() {
+            SessionEvent::Output(output) => assert_eq!(output.seq, seq),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[actix::test]
+async fn p5_healing_reads_are_few_at_a_time() {
+    let mut config = config();
+    config.session_budget = 100;
+    let (mux, mut peer) = Peer::connect(config).await;
+    let mut sessions = Vec::new();
+    for n in 0..10 {
+        let (tap, events) = Tap::start_session();
+        mux.register(format!("p{n}"), tap.recipient())
+            .await
+            .unwrap();
+        sessions.push(events);
+    }
+    for n in 0..10 {
+        for seq in 1..=2 {
+            peer.output(&format!("p{n}"), seq, "stdout", "x").await;
+        }
+    }
+    for events in &mut sessions {
+        drop(events.next().await);
+    }
+    let mut reads = Vec::new();
+    for _ in 0..4 {
+        reads.push(peer.expect("process/read").await);
+    }
+    for left in (0..10).rev() {
+        // One is asked for when one has been answered, and no more.
+        let in_flight = mux.statistics().await.unwrap().calls_in_flight;
+        assert!((reads.len()..=4).contains(&in_flight), "{in_flight}");
+        let read = reads.remove(0);
+        peer.answer(&read, retained(2..=2)).await;
+        if left >= 4 {
+            reads.push(peer.expect("process/read").await);
+        }
+    }
+    for events in &mut sessions {
+        assert!(matches!(events.next().await, Some(SessionEvent::Output(_))));
+    }
+}
+
+#[actix::test]
+async fn p4_a_session_that_blocks_makes_its_peer_wait_and_loses_nothing() {
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (tap, mut held) = Tap::start_session();
+    let session = Session::from(tap.recipient())
+        .budget(100_000)
+        .overflow(Overflow::Block);
+    start(&mux, &mut peer, "p", session).await;
+    let (said, mut sent) = tokio::sync::oneshot::channel();
+    let saying = actix::spawn(async move {
+        // More than the budget and all buffers on the way hold.
+        for seq in 1..=4000 {
+            peer.output("p", seq, "stdout", &"x".repeat(1000)).await;
+        }
+        peer.exited("p", 4001, 0).await;
+        peer.closed("p", 4002).await;
+        said.send(()).unwrap();
+        peer
+    });
+    let mut kept = Vec::new();
+    for _ in 0..88 {
+        kept.push(held.next().await.unwrap());
+    }
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert!(sent.try_recv().is_err(), "the peer has to wait");
+    // Others are still served, from this side.
+    assert!(mux.register("q", Recorder::start_session().0).await.is_ok());
+    drop(kept);
+    let mut seqs = 89..;
+    loop {
+        match held.next().await.unwrap() {
+            SessionEvent::Output(output) => assert_eq!(Some(output.seq), seqs.next()),
+            SessionEvent::Exited(exited) => assert_eq!(exited.seq, 4001),
+            SessionEvent::Closed(closed) => break assert!(closed.complete),
+            other => panic!("{other:?}"),
+        }
+    }
+    drop(soon(saying).await.unwrap());
+}
+
+#[actix::test]
+async fn p13_a_blocked_session_that_stops_lets_the_others_go_on() {
+    pause();
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (tap, mut held) = Tap::start_session();
+    let session = Session::from(tap.clone().recipient())
+        .budget(100)
+        .overflow(Overflow::Block);
+    start(&mux, &mut peer, "p", session).await;
+    let (session, recording) = Recorder::start_session();
+    start(&mux, &mut peer, "q", session).await;
+    peer.output("p", 1, "stdout", "a").await;
+    peer.output("p", 2, "stdout", "b").await;
+    peer.exited("q", 1, 0).await;
+    peer.closed("q", 2).await;
+    let kept = held.next().await.unwrap();
+    tap.send(Stop).await.unwrap();
+    assert_eq!(recording.record().await.exit_code(), 0);
+    drop(kept);
+}
+
+#[actix::test]
+async fn a_process_that_is_forgotten_after_its_exit_has_ended() {
+    pause();
+    let (mux, mut peer) = Peer::connect(config()).await;
+    let (session, recording) = Recorder::start_session();
+    start(&mux, &mut peer, "p", session).await;
+    peer.output("p", 1, "stdout", "a").await;
+    peer.exited("p", 2, 3).await;
+    let exited = tokio::time::Instant::now();
+    let read = loop {
+        // Pings come in the time that passes.
+        match peer.frame().await.unwrap() {
+            ws::Frame::Text(text) => {
+                break serde_json::from_slice::<serde_json::Value>(&text).unwrap();
+            }
+            _ => peer.message(ws::Message::Pong("".into())).await,
+        }
+    };
+    assert_eq!(read["method"], "process/read");
+    assert!((35..40).contains(&exited.elapsed().as_secs()));
+    let error = json!({"code": -32600, "message": "unknown process id p"});
+    peer.send(json!({"id": read["id"], "error": error})).await;
+    let record = recording.record().await;
+    assert_eq!(record.exit_code(), 3);
+    assert!(!record.closed.unwrap().complete);
+}
+
 #[actix::test]
 async fn an_event_that_never_comes_fails_its_session_by_name() {
     let (mux, mut peer) = Peer::connect(config()).await;
     let (session, recording) = Recorder::start_session();
-    start(&mux, &mut peer, "p", session).await;
+    start(&mux, &mut peer, "p", session.overflow(Overflow::Fail)).await;
     for seq in 2..=258 {
         peer.output("p", seq, "stdout", "x").await;
     }

@@ -1,13 +1,25 @@
 //! The routing table: process id -> session. No actor of its own.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
-use super::{delivery::Delivery, session::Session};
+use tokio::time::Instant;
+
+use super::{budget::Budget, delivery::Delivery, session::Session};
 use crate::{error::RegisterError, protocol::ProcessId};
 
 /// Tells a route from a later one of the same process id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct RouteKey(u64);
+
+#[cfg(test)]
+impl RouteKey {
+    pub(crate) fn for_test(key: u64) -> Self {
+        RouteKey(key)
+    }
+}
 
 /// Where the events of one process go.
 #[derive(Debug)]
@@ -17,6 +29,13 @@ pub(crate) struct Route {
     pub(crate) delivery: Delivery,
     /// Whether the server has not yet answered the start of the process.
     pub(crate) starting: bool,
+    /// Whether the server was heard of to know the process. Until then it may be that somebody is yet to
+    /// start it.
+    pub(crate) is_known: bool,
+    /// Whether it waits for its turn to read.
+    pub(crate) is_queued: bool,
+    /// When it was last looked whether a process that has exited has ended.
+    pub(crate) end_checked: Option<Instant>,
 }
 
 impl Route {
@@ -38,8 +57,8 @@ impl Routes {
         &mut self,
         process_id: ProcessId,
         session: Session,
-        budget: usize,
         after_seq: u64,
+        budget: impl FnOnce(&Session, RouteKey) -> Arc<Budget>,
     ) -> Result<RouteKey, RegisterError> {
         if session.has_stopped() {
             return Err(RegisterError::SessionStopped(process_id));
@@ -49,12 +68,17 @@ impl Routes {
             Entry::Vacant(free) => {
                 self.last_key += 1;
                 let key = RouteKey(self.last_key);
-                let delivery = Delivery::new(free.key().clone(), budget, after_seq);
+                let budget = budget(&session, key);
+                let delivery =
+                    Delivery::new(free.key().clone(), budget, session.overflow, after_seq);
                 free.insert(Route {
                     key,
                     session,
                     delivery,
                     starting: false,
+                    is_known: after_seq > 0,
+                    is_queued: false,
+                    end_checked: None,
                 });
                 Ok(key)
             }
@@ -89,6 +113,14 @@ impl Routes {
             .collect()
     }
 
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&ProcessId, &mut Route)> {
+        self.routes.iter_mut()
+    }
+
+    pub(crate) fn process_ids(&self) -> Vec<ProcessId> {
+        self.routes.keys().cloned().collect()
+    }
+
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = Route> {
         self.routes.drain().map(|(_, route)| route)
     }
@@ -107,7 +139,11 @@ mod tests {
     use actix::{Actor, ActorContext as _, Addr, Context, Handler, Message};
 
     use super::*;
-    use crate::router::session::SessionEvent;
+    use crate::router::{budget::Pool, session::SessionEvent};
+
+    fn budget(_: &Session, _: RouteKey) -> Arc<Budget> {
+        Budget::new(1, Pool::new(1), || {})
+    }
 
     struct Idle;
 
@@ -144,8 +180,8 @@ mod tests {
     #[actix::test]
     async fn a_duplicate_is_refused_by_name_and_leaves_the_first() {
         let mut routes = Routes::default();
-        let key = routes.insert("p".into(), session().1, 1, 0).unwrap();
-        match routes.insert("p".into(), session().1, 1, 0) {
+        let key = routes.insert("p".into(), session().1, 0, budget).unwrap();
+        match routes.insert("p".into(), session().1, 0, budget) {
             Err(RegisterError::Duplicate(id)) => assert_eq!(id, "p".into()),
             other => panic!("{other:?}"),
         }
@@ -156,10 +192,10 @@ mod tests {
     #[actix::test]
     async fn an_old_key_does_not_find_a_later_route() {
         let mut routes = Routes::default();
-        let old = routes.insert("p".into(), session().1, 1, 0).unwrap();
+        let old = routes.insert("p".into(), session().1, 0, budget).unwrap();
         assert!(routes.remove(&"p".into()).is_some());
         assert!(routes.get_keyed(&"p".into(), old).is_none());
-        let new = routes.insert("p".into(), session().1, 1, 0).unwrap();
+        let new = routes.insert("p".into(), session().1, 0, budget).unwrap();
         assert!(routes.get_keyed(&"p".into(), old).is_none());
         assert!(routes.get_keyed(&"x".into(), new).is_none());
         assert!(routes.get_keyed(&"p".into(), new).is_some());
@@ -172,10 +208,12 @@ mod tests {
         let (owner, _) = session();
         let weak = Session::from(owner.downgrade().recipient());
         routes
-            .insert("stops".into(), stopping.clone(), 1, 0)
+            .insert("stops".into(), stopping.clone(), 0, budget)
             .unwrap();
-        routes.insert("weak".into(), weak, 1, 0).unwrap();
-        routes.insert("stays".into(), session().1, 1, 0).unwrap();
+        routes.insert("weak".into(), weak, 0, budget).unwrap();
+        routes
+            .insert("stays".into(), session().1, 0, budget)
+            .unwrap();
         assert!(routes.stopped().is_empty());
 
         stopped.send(Stop).await.unwrap();
@@ -186,7 +224,7 @@ mod tests {
         tokio::task::yield_now().await;
         assert_eq!(routes.stopped(), ["weak".into()]);
         assert!(matches!(
-            routes.insert("late".into(), stopping, 1, 0),
+            routes.insert("late".into(), stopping, 0, budget),
             Err(RegisterError::SessionStopped(_))
         ));
     }

@@ -1,17 +1,11 @@
 //! What a session is, and what it is told.
 
-use std::{
-    borrow::Cow,
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{borrow::Cow, fmt};
 
 use actix::{Message, Recipient, WeakRecipient};
 use bytes::Bytes;
 
+use super::budget::Permit;
 use crate::{
     error::FailureReason,
     protocol::{ProcessId, Stream},
@@ -19,19 +13,27 @@ use crate::{
 
 /// What happens to the process of a session, in order.
 ///
-/// A session gets each event once, in the order of `seq`, and one of [`Closed`] and [`Failed`] as
-/// the last.
+/// A session gets each event once, in the order of `seq`, a [`Gap`] in the place of those that are
+/// lost, and one of [`Closed`] and [`Failed`] as the last.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SessionEvent {
     /// The process wrote something.
     Output(Output),
+    /// Something is missing here, and will not come.
+    Gap(Gap),
     /// The process ended. Output may still follow.
     Exited(Exited),
     /// The process has ended and all its output has been delivered. Nothing follows.
     Closed(Closed),
     /// The end of the process will not be known. Nothing follows.
     Failed(Failed),
+    /// The connection was lost; it is being resumed. Only told to a session that asked for it with
+    /// [`link_events`](Session::link_events).
+    Interrupted(Interrupted),
+    /// The connection is there again, and what was missed follows. Only told to a session that asked
+    /// for it with [`link_events`](Session::link_events).
+    Resumed(Resumed),
 }
 
 impl Message for SessionEvent {
@@ -40,8 +42,8 @@ impl Message for SessionEvent {
 
 /// A piece of output.
 ///
-/// As long as it exists it counts against the session's budget
-/// ([`Config::session_budget`](crate::Config::session_budget)): drop it when it is consumed.
+/// As long as it exists it counts against the session's budget ([`Session::budget`]): drop it when it
+/// is consumed, or take it apart with [`into_parts`](Output::into_parts).
 #[non_exhaustive]
 pub struct Output {
     /// The process.
@@ -53,7 +55,16 @@ pub struct Output {
     pub stream: Stream,
     /// The bytes, mostly at most 8 KiB. A character may be split between two pieces.
     pub chunk: Bytes,
-    pub(crate) _permit: Permit,
+    pub(crate) permit: Permit,
+}
+
+impl Output {
+    /// Takes the bytes and their credit apart: for those who queue the bytes further, and want the
+    /// process to be held back until they are gone from there too. The credit returns when the permit
+    /// is dropped.
+    pub fn into_parts(self) -> (Bytes, Permit) {
+        (self.chunk, self.permit)
+    }
 }
 
 impl fmt::Debug for Output {
@@ -67,13 +78,44 @@ impl fmt::Debug for Output {
     }
 }
 
+/// Output or other events are lost: the server keeps the newest 1 MiB of output of each process,
+/// and these had left that window before they could be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Gap {
+    /// The process.
+    pub process_id: ProcessId,
+    /// The `seq` of the event before the gap, 0 if there was none.
+    pub after_seq: u64,
+    /// The `seq` of the event that follows. What lies between the two is lost.
+    pub before_seq: u64,
+}
+
+/// The connection was lost, and is being resumed. The process runs on, for as long as the server
+/// waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Interrupted {
+    /// The process.
+    pub process_id: ProcessId,
+}
+
+/// The connection is there again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Resumed {
+    /// The process.
+    pub process_id: ProcessId,
+}
+
 /// The process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Exited {
     /// The process.
     pub process_id: ProcessId,
-    /// Its place among all events of the process.
+    /// Its place among all events of the process. If it was lost together with output, it is told at
+    /// the end of the gap.
     pub seq: u64,
     /// The exit code. A process ended by signal n has 128 + n on servers from 0.140 on, and -1 on
     /// older ones.
@@ -92,6 +134,10 @@ pub struct Closed {
     pub seq: u64,
     /// The exit code, if the server told it.
     pub exit_code: Option<i32>,
+    /// Whether the session was told everything: no [`Gap`], and the streams were seen to end. Servers
+    /// up to 0.120 forget a process 30 s after its exit, also if something still writes to its
+    /// streams.
+    pub complete: bool,
 }
 
 /// What becomes of the process will not be known.
@@ -111,8 +157,40 @@ pub struct Failed {
 /// Made from a [`Recipient`], it is held until its process has ended: a session that nobody else
 /// holds lives as long as its process. Made from a [`WeakRecipient`], it is left to whoever owns it.
 /// Either way, when it stops before its process has ended, the process is terminated.
+///
+/// ```
+/// # use actix::prelude::*;
+/// use execmux::{Overflow, Session, SessionEvent};
+///
+/// # fn example(recipient: Recipient<SessionEvent>) -> Session {
+/// Session::from(recipient).budget(64 << 10).overflow(Overflow::Fail)
+/// # }
+/// ```
 #[derive(Debug, Clone)]
-pub struct Session(Holding);
+#[must_use]
+pub struct Session {
+    holding: Holding,
+    pub(crate) budget: Option<usize>,
+    pub(crate) overflow: Overflow,
+    pub(crate) link_events: bool,
+}
+
+/// What becomes of a session that does not consume its output as fast as its process writes it, once
+/// its budget is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Overflow {
+    /// What comes is dropped, and read again from the server when the session has consumed. The
+    /// server keeps the newest 1 MiB per process; what has left that window by then is told as a
+    /// [`Gap`]. Nobody else notices.
+    #[default]
+    Heal,
+    /// Nothing more is read from the socket until the session has consumed: nothing is lost, but
+    /// **everything else on the connection waits for this session**, answers to calls too.
+    Block,
+    /// The session fails with [`FailureReason::Overflow`], and its process is terminated.
+    Fail,
+}
 
 #[derive(Debug, Clone)]
 enum Holding {
@@ -121,12 +199,42 @@ enum Holding {
 }
 
 impl Session {
+    fn new(holding: Holding) -> Self {
+        Session {
+            holding,
+            budget: None,
+            overflow: Overflow::default(),
+            link_events: false,
+        }
+    }
+
+    /// Lets the session hold so many bytes of output, instead of
+    /// [`Config::session_budget`](crate::Config::session_budget). Each piece counts for its bytes and 128
+    /// more; a single one always fits.
+    pub fn budget(mut self, bytes: usize) -> Self {
+        self.budget = Some(bytes);
+        self
+    }
+
+    /// Says what becomes of it when it does not consume. [`Overflow::Heal`] by default.
+    pub fn overflow(mut self, overflow: Overflow) -> Self {
+        self.overflow = overflow;
+        self
+    }
+
+    /// Has it told when the connection is lost and resumed ([`Interrupted`], [`Resumed`]). By default
+    /// it notices nothing but time.
+    pub fn link_events(mut self, wanted: bool) -> Self {
+        self.link_events = wanted;
+        self
+    }
+
     /// Returns where its events go, or `None` if its actor has stopped.
     ///
     /// What is sent there with `do_send` is queued without bound of the mailbox's; the bound is the
     /// permits that outputs carry.
     pub(crate) fn reach(&self) -> Option<Cow<'_, Recipient<SessionEvent>>> {
-        let recipient = match &self.0 {
+        let recipient = match &self.holding {
             Holding::Strong(recipient) => Cow::Borrowed(recipient),
             Holding::Weak(recipient) => Cow::Owned(recipient.upgrade()?),
         };
@@ -148,87 +256,20 @@ impl Session {
 
 impl From<Recipient<SessionEvent>> for Session {
     fn from(recipient: Recipient<SessionEvent>) -> Self {
-        Session(Holding::Strong(recipient))
+        Session::new(Holding::Strong(recipient))
     }
 }
 
 impl From<WeakRecipient<SessionEvent>> for Session {
     fn from(recipient: WeakRecipient<SessionEvent>) -> Self {
-        Session(Holding::Weak(recipient))
-    }
-}
-
-/// The bytes that one session may hold.
-#[derive(Debug)]
-pub(crate) struct Budget {
-    limit: usize,
-    held: AtomicUsize,
-}
-
-impl Budget {
-    /// What keeping an output costs beside its bytes: the event, its place in the mailbox, and what
-    /// the allocator adds. Without it, a flood of small outputs would hold many times the budget.
-    const OVERHEAD: usize = 128;
-
-    pub(crate) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Budget {
-            limit,
-            held: AtomicUsize::new(0),
-        })
-    }
-
-    /// Grants `bytes`, until the permit is dropped.
-    pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Result<Permit, FailureReason> {
-        let bytes = bytes.saturating_add(Self::OVERHEAD);
-        // Only the router takes, so that what is read here can only shrink.
-        let held = self.held.load(Ordering::Relaxed).saturating_add(bytes);
-        if held > self.limit {
-            return Err(FailureReason::Overflow {
-                held,
-                budget: self.limit,
-            });
-        }
-        self.held.fetch_add(bytes, Ordering::Relaxed);
-        Ok(Permit {
-            budget: self.clone(),
-            bytes,
-        })
-    }
-}
-
-/// Credit of a [`Budget`], given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Permit {
-    budget: Arc<Budget>,
-    bytes: usize,
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.budget.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        Session::new(Holding::Weak(recipient))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn p4_a_budget_grants_up_to_its_limit_and_again_what_is_given_back() {
-        let budget = Budget::new(1000);
-        let first = budget.take(372).unwrap();
-        let _second = budget.take(372).unwrap();
-        match budget.take(0) {
-            Err(FailureReason::Overflow {
-                held: 1128,
-                budget: 1000,
-            }) => {}
-            other => panic!("{other:?}"),
-        }
-        drop(first);
-        assert!(budget.take(372).is_ok());
-        assert!(budget.take(usize::MAX).is_err());
-    }
+    use crate::router::budget::{Budget, Pool};
 
     #[test]
     fn p11_debug_does_not_show_output() {
@@ -237,7 +278,9 @@ mod tests {
             seq: 1,
             stream: Stream::Stdout,
             chunk: "secret".into(),
-            _permit: Budget::new(1000).take(6).unwrap(),
+            permit: Budget::new(1000, Pool::new(1000), || {})
+                .take(6, 0)
+                .unwrap(),
         };
         let shown = format!("{:?}", SessionEvent::Output(output));
         assert!(

@@ -147,6 +147,8 @@ pub struct Record {
     pub closed: Option<Closed>,
     pub failed: Option<Failed>,
     pub last_seq: u64,
+    pub gaps: usize,
+    pub link_events: usize,
 }
 
 impl Record {
@@ -182,6 +184,16 @@ impl Record {
             SessionEvent::Failed(failed) => {
                 assert_eq!(failed.last_seq, self.last_seq);
                 self.failed = Some(failed);
+                return;
+            }
+            SessionEvent::Gap(gap) => {
+                assert_eq!(gap.after_seq, self.last_seq);
+                self.gaps += 1;
+                self.last_seq = gap.before_seq - 1;
+                return;
+            }
+            SessionEvent::Interrupted(_) | SessionEvent::Resumed(_) => {
+                self.link_events += 1;
                 return;
             }
             other => panic!("unknown event {other:?}"),

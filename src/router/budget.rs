@@ -1,0 +1,266 @@
+//! Credit for output: how many bytes one session, and all of a connection, may hold.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+/// What keeping an output costs beside its bytes: the event, its place in the mailbox, and what the
+/// allocator adds. Without it, a flood of small outputs would hold many times the budget.
+const OVERHEAD: usize = 128;
+
+/// What an output of so many bytes costs.
+pub(crate) fn cost(bytes: usize) -> usize {
+    bytes.saturating_add(OVERHEAD)
+}
+
+/// The bytes that all sessions of a connection may hold together.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    limit: usize,
+    held: AtomicUsize,
+    /// How many sessions share it.
+    sessions: AtomicUsize,
+}
+
+impl Pool {
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Pool {
+            limit,
+            held: AtomicUsize::new(0),
+            sessions: AtomicUsize::new(0),
+        })
+    }
+
+    /// What one session may hold. The first half goes to whoever comes; the second is divided among
+    /// all, so that those who do not consume leave the others their part.
+    fn share(&self) -> usize {
+        let half = self.limit / 2;
+        if self.held.load(Ordering::Relaxed) < half {
+            return self.limit;
+        }
+        half / self.sessions.load(Ordering::Relaxed).max(1)
+    }
+
+    fn available(&self) -> usize {
+        self.limit.saturating_sub(self.held.load(Ordering::Relaxed))
+    }
+}
+
+/// The bytes that one session may hold.
+///
+/// Only the router takes from it; what has been taken returns from any thread.
+pub(crate) struct Budget {
+    limit: usize,
+    held: AtomicUsize,
+    /// One more than what may be held for `wake` to be called, once; 0 while nobody waits.
+    wake_below: AtomicUsize,
+    wake: Box<dyn Fn() + Send + Sync>,
+    pool: Arc<Pool>,
+}
+
+impl Budget {
+    /// `wake` is called, from any thread, when credit that was waited for has returned.
+    pub(crate) fn new(
+        limit: usize,
+        pool: Arc<Pool>,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        pool.sessions.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Budget {
+            limit,
+            held: AtomicUsize::new(0),
+            wake_below: AtomicUsize::new(0),
+            wake: Box::new(wake),
+            pool,
+        })
+    }
+
+    pub(crate) fn limit(&self) -> usize {
+        self.limit.min(self.pool.share())
+    }
+
+    pub(crate) fn held(&self) -> usize {
+        self.held.load(Ordering::SeqCst)
+    }
+
+    /// What may be taken now.
+    pub(crate) fn available(&self) -> usize {
+        let own = self.limit().saturating_sub(self.held());
+        own.min(self.pool.available())
+    }
+
+    /// Grants an output of so many bytes, until the permit is dropped. Where no more than `own` is held,
+    /// one is granted whatever its size: a session that consumes gets on.
+    pub(crate) fn take(self: &Arc<Self>, bytes: usize, own: usize) -> Option<Permit> {
+        let bytes = cost(bytes);
+        // Only the router takes, so that what is read here can only shrink.
+        if self.held() > own && bytes > self.available() {
+            return None;
+        }
+        self.held.fetch_add(bytes, Ordering::SeqCst);
+        self.pool.held.fetch_add(bytes, Ordering::Relaxed);
+        Some(Permit {
+            budget: self.clone(),
+            bytes,
+        })
+    }
+
+    /// Has `wake` called when there is room for `room` bytes, or half of what is held beside `own` has
+    /// returned. Returns whether there is anything to wait for.
+    pub(crate) fn wake_at(&self, room: usize, own: usize) -> bool {
+        let half = own + self.held().saturating_sub(own) / 2;
+        let enough = half.max(self.limit().saturating_sub(room));
+        self.wake_below.store(enough + 1, Ordering::SeqCst);
+        // What returned in between did not see that somebody waits.
+        !(self.held() <= enough && self.disarm())
+    }
+
+    fn disarm(&self) -> bool {
+        self.wake_below.swap(0, Ordering::SeqCst) != 0
+    }
+
+    fn give_back(&self, bytes: usize) {
+        let held = self.held.fetch_sub(bytes, Ordering::SeqCst) - bytes;
+        self.pool.held.fetch_sub(bytes, Ordering::Relaxed);
+        if held < self.wake_below.load(Ordering::SeqCst) && self.disarm() {
+            (self.wake)();
+        }
+    }
+}
+
+impl Drop for Budget {
+    fn drop(&mut self) {
+        self.pool.sessions.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Budget")
+            .field("limit", &self.limit())
+            .field("held", &self.held())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The credit of an [`Output`](crate::Output). It returns to the session's budget when this is dropped,
+/// on any thread.
+#[must_use = "dropping it returns the credit"]
+pub struct Permit {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Permit {
+    /// What it counts for, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.budget.give_back(self.bytes);
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit")
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(limit: usize) -> (Arc<Budget>, Arc<AtomicUsize>) {
+        let wakes = Arc::new(AtomicUsize::new(0));
+        let counted = wakes.clone();
+        let wake = move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+        };
+        (Budget::new(limit, Pool::new(1 << 20), wake), wakes)
+    }
+
+    #[test]
+    fn p4_a_budget_grants_up_to_its_limit_and_again_what_is_given_back() {
+        let (budget, _) = budget(1000);
+        let first = budget.take(372, 0).unwrap();
+        let _second = budget.take(372, 0).unwrap();
+        assert!(budget.take(0, 0).is_none());
+        drop(first);
+        assert!(budget.take(372, 0).is_some());
+        assert!(budget.take(usize::MAX, 0).is_none());
+    }
+
+    #[test]
+    fn p3_one_output_always_fits_a_session_that_holds_none() {
+        let (budget, _) = budget(10);
+        let large = budget.take(8192, 0).unwrap();
+        assert_eq!(large.bytes(), 8192 + OVERHEAD);
+        assert!(budget.take(1, 0).is_none());
+        assert!(
+            budget.take(1, large.bytes()).is_some(),
+            "held by the router itself"
+        );
+    }
+
+    #[test]
+    fn p4_sessions_share_the_pool() {
+        let pool = Pool::new(4000);
+        let budgets: Vec<_> = (0..4)
+            .map(|_| Budget::new(10_000, pool.clone(), || {}))
+            .collect();
+        let fill = |budget: &Arc<Budget>| -> Vec<_> {
+            (0..20).map_while(|_| budget.take(122, 0)).collect()
+        };
+        let greedy = fill(&budgets[0]);
+        assert_eq!(greedy.len(), 8, "the first half");
+        for other in &budgets[1..] {
+            assert_eq!(
+                fill(other).len(),
+                2,
+                "the others have their part of the second"
+            );
+        }
+        drop(budgets);
+        assert_eq!(
+            pool.sessions.load(Ordering::Relaxed),
+            1,
+            "as long as it holds something"
+        );
+        drop(greedy);
+        assert_eq!(pool.sessions.load(Ordering::Relaxed), 0);
+        assert_eq!(pool.available(), 4000);
+    }
+
+    #[test]
+    fn the_wake_comes_once_when_half_is_back_or_there_is_room() {
+        let (budget, wakes) = budget(1000);
+        let count = || wakes.load(Ordering::SeqCst);
+        let mut held: Vec<_> = (0..4).map(|_| budget.take(100, 0).unwrap()).collect();
+        held.pop();
+        assert_eq!(count(), 0, "nobody waits");
+        held.push(budget.take(100, 0).unwrap());
+        assert!(budget.wake_at(1000, 0));
+        held.pop();
+        assert_eq!(count(), 0);
+        held.pop();
+        assert_eq!(count(), 1);
+        held.clear();
+        assert_eq!(count(), 1);
+        assert!(!budget.wake_at(1000, 0), "nothing is held");
+        assert_eq!(count(), 1);
+        held.extend((0..4).map(|_| budget.take(100, 0).unwrap()));
+        assert!(budget.wake_at(300, 0));
+        held.pop();
+        assert_eq!(count(), 2);
+    }
+}

@@ -1,0 +1,388 @@
+//! A server with a small window, a wire that reorders and breaks, and a session that consumes when it
+//! likes, all from one seed: whatever happens, the session is told the truth.
+
+use std::{
+    collections::VecDeque,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use super::*;
+use crate::router::budget::Pool;
+
+/// How many seeds are tried, unless `EXECMUX_SEEDS` says otherwise.
+const SEEDS: u64 = 10_000;
+
+/// splitmix64: small, and enough for choosing.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Event {
+    /// Of so many bytes.
+    Output(usize),
+    Exited,
+    Closed,
+}
+
+const EXIT_CODE: i32 = 7;
+
+/// The server's side of one process.
+struct Server {
+    plan: VecDeque<Event>,
+    /// What has got a `seq`, the first 1.
+    assigned: Vec<Event>,
+    /// What is retained begins behind this.
+    evicted_to: u64,
+    window: usize,
+    /// Whether it counts *exited* and *closed* behind chunks.
+    counts_all: bool,
+}
+
+impl Server {
+    fn new(random: &mut Random) -> Self {
+        let outputs = random.below(60);
+        let mut plan: VecDeque<_> = (0..outputs)
+            .map(|_| Event::Output(1 + random.below(200) as usize))
+            .collect();
+        // The exit may be numbered before some of the output.
+        let late = random.below(outputs.min(4) + 1);
+        plan.insert((outputs - late) as usize, Event::Exited);
+        plan.push_back(Event::Closed);
+        Server {
+            plan,
+            assigned: Vec::new(),
+            evicted_to: 0,
+            window: 500 + random.below(4000) as usize,
+            counts_all: random.chance(50),
+        }
+    }
+
+    fn next_seq(&self) -> u64 {
+        self.assigned.len() as u64 + 1
+    }
+
+    /// The process does something.
+    fn step(&mut self) -> Option<(u64, Event)> {
+        let event = self.plan.pop_front()?;
+        self.assigned.push(event);
+        let mut bytes = 0;
+        for (index, event) in self.assigned.iter().enumerate().rev() {
+            if let Event::Output(length) = event {
+                bytes += length;
+                if bytes > self.window {
+                    self.evicted_to = self.evicted_to.max(index as u64 + 1);
+                    break;
+                }
+            }
+        }
+        Some((self.next_seq() - 1, event))
+    }
+
+    fn read(&self, after_seq: u64, max_bytes: Option<usize>) -> RetainedOutput {
+        let mut chunks = Vec::new();
+        let mut bytes = 0;
+        let begin = after_seq.max(self.evicted_to);
+        for seq in begin + 1..self.next_seq() {
+            let Event::Output(length) = self.assigned[seq as usize - 1] else {
+                continue;
+            };
+            bytes += length;
+            if !chunks.is_empty() && max_bytes.is_some_and(|max| bytes > max) {
+                break;
+            }
+            chunks.push(OutputChunk {
+                seq,
+                stream: Stream::Stdout,
+                chunk: payload(seq, length),
+            });
+        }
+        let next_seq = match chunks.last() {
+            Some(last) if max_bytes.is_some() || !self.counts_all => last.seq + 1,
+            _ => self.next_seq(),
+        };
+        let exited = self.assigned.contains(&Event::Exited);
+        RetainedOutput {
+            chunks,
+            next_seq,
+            exited,
+            exit_code: exited.then_some(EXIT_CODE),
+            closed: self.assigned.contains(&Event::Closed),
+            failure: None,
+            sandbox_denied: None,
+        }
+    }
+}
+
+fn payload(seq: u64, length: usize) -> Bytes {
+    vec![seq as u8; length].into()
+}
+
+/// What the session was told, checked as it comes.
+#[derive(Default)]
+struct Told {
+    last_seq: u64,
+    exit_seq: Option<u64>,
+    lost: Vec<u64>,
+    held: Vec<SessionEvent>,
+    held_bytes: usize,
+    ended: bool,
+}
+
+impl Told {
+    fn hear(&mut self, event: SessionEvent, server: &Server) {
+        assert!(!self.ended, "after the end: {event:?}");
+        match event {
+            SessionEvent::Output(output) => {
+                self.follow(output.seq);
+                let sent = server.assigned[output.seq as usize - 1];
+                assert_eq!(sent, Event::Output(output.chunk.len()), "{}", output.seq);
+                assert_eq!(output.chunk, payload(output.seq, output.chunk.len()));
+                self.held_bytes += cost(output.chunk.len());
+                self.held.push(SessionEvent::Output(output));
+            }
+            SessionEvent::Gap(gap) => {
+                assert_eq!(gap.after_seq, self.last_seq);
+                assert!(gap.before_seq > gap.after_seq + 1, "{gap:?}");
+                self.lost.extend(gap.after_seq + 1..gap.before_seq);
+                self.last_seq = gap.before_seq - 1;
+            }
+            SessionEvent::Exited(exited) => {
+                self.follow(exited.seq);
+                assert_eq!(exited.exit_code, EXIT_CODE);
+                assert!(self.exit_seq.replace(exited.seq).is_none());
+            }
+            SessionEvent::Closed(closed) => {
+                self.follow(closed.seq);
+                assert_eq!(closed.exit_code, Some(EXIT_CODE));
+                assert_eq!(closed.complete, self.lost.is_empty());
+                assert_eq!(server.assigned[closed.seq as usize - 1], Event::Closed);
+                self.ended = true;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn follow(&mut self, seq: u64) {
+        assert_eq!(seq, self.last_seq + 1);
+        self.last_seq = seq;
+    }
+
+    fn consume(&mut self, count: usize) {
+        let count = count.min(self.held.len());
+        for event in self.held.drain(..count) {
+            if let SessionEvent::Output(output) = event {
+                self.held_bytes -= cost(output.chunk.len());
+            }
+        }
+    }
+
+    /// Checks that nothing was called lost that was not.
+    fn check_lost(&self, server: &Server) {
+        let exit_at = |seq: u64| server.assigned[seq as usize - 1] == Event::Exited;
+        let exit_seq = self.exit_seq.expect("told of the exit");
+        if !exit_at(exit_seq) {
+            let before: Vec<_> = self.lost.iter().filter(|&&seq| exit_at(seq)).collect();
+            assert_eq!(
+                before.len(),
+                1,
+                "the exit is lost, told at the end of its gap"
+            );
+            assert!(self.lost.contains(&(exit_seq - 1)));
+        }
+        for &seq in &self.lost {
+            assert!(seq <= server.evicted_to, "{seq} is retained");
+        }
+    }
+}
+
+/// One process from its start to its end.
+struct Run {
+    random: Random,
+    server: Server,
+    delivery: Delivery,
+    woken: Arc<AtomicBool>,
+    budget: usize,
+    largest: usize,
+    told: Told,
+    pushes: VecDeque<(u64, Event)>,
+    /// A read under way: on its way there, or with its answer on its way back.
+    read: Option<(WantedRead, Option<RetainedOutput>)>,
+    interruptions: u64,
+}
+
+impl Run {
+    fn new(seed: u64) -> Self {
+        let mut random = Random(seed);
+        let server = Server::new(&mut random);
+        let woken = Arc::new(AtomicBool::new(false));
+        let wakes = woken.clone();
+        let budget = 400 + random.below(4000) as usize;
+        let credit = Budget::new(budget, Pool::new(1 << 30), move || {
+            wakes.store(true, Ordering::SeqCst);
+        });
+        let largest = cost(200);
+        Run {
+            delivery: Delivery::new("p".into(), credit, Overflow::Heal, 0),
+            interruptions: random.below(4),
+            random,
+            server,
+            woken,
+            budget,
+            largest,
+            told: Told::default(),
+            pushes: VecDeque::new(),
+            read: None,
+        }
+    }
+
+    fn progress(&mut self, progress: Progress) {
+        match progress {
+            Progress::Open => {}
+            Progress::Closed(last) => self.told.hear(last, &self.server),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn push(&mut self, seq: u64, event: Event) {
+        let event = match event {
+            Event::Output(length) => ProcessEvent::Output {
+                stream: Stream::Stdout,
+                chunk: payload(seq, length),
+            },
+            Event::Exited => ProcessEvent::Exited {
+                exit_code: EXIT_CODE,
+                sandbox_denied: None,
+            },
+            Event::Closed => ProcessEvent::Closed,
+        };
+        let (told, server) = (&mut self.told, &self.server);
+        let progress = self
+            .delivery
+            .accept(seq, event, |event| told.hear(event, server));
+        self.progress(progress);
+    }
+
+    fn step(&mut self) {
+        match self.random.below(12) {
+            0..=3 => self.pushes.extend(self.server.step()),
+            4..=6 => {
+                // Not always the first.
+                let at = self.random.below(3).min(self.pushes.len() as u64);
+                if let Some((seq, event)) = self.pushes.remove(at as usize) {
+                    self.push(seq, event);
+                    if self.random.chance(5) && !self.told.ended {
+                        self.push(seq, event);
+                    }
+                }
+            }
+            7 => {
+                let count = self.random.below(8) as usize;
+                self.told.consume(count);
+            }
+            8..=9 => self.read(),
+            10 => self.delivery.tick(),
+            _ => {
+                if self.interruptions > 0 && self.random.chance(20) {
+                    self.interruptions -= 1;
+                    self.pushes.clear();
+                    self.read = None;
+                    for _ in 0..self.random.below(30) {
+                        self.server.step();
+                    }
+                    self.delivery.interrupted();
+                }
+            }
+        }
+        let early = self.delivery.early_held;
+        let held = self.delivery.budget.held();
+        assert!(held >= self.told.held_bytes + early);
+        assert!(
+            held <= self.budget + 2 * self.largest,
+            "{held} bytes with a budget of {}",
+            self.budget
+        );
+    }
+
+    fn read(&mut self) {
+        match self.read.take() {
+            None => {
+                if self.woken.swap(false, Ordering::SeqCst) {
+                    self.delivery.credit_returned();
+                }
+                if self.delivery.wants_read() {
+                    self.read = self.delivery.next_read().map(|wanted| (wanted, None));
+                }
+            }
+            Some((wanted, None)) => {
+                let answer = self.server.read(wanted.after_seq, wanted.max_bytes);
+                self.read = Some((wanted, Some(answer)));
+            }
+            Some((wanted, Some(answer))) => {
+                if self.random.chance(5) {
+                    self.delivery.fail_read(wanted.number);
+                    return;
+                }
+                let (told, server) = (&mut self.told, &self.server);
+                let progress = self
+                    .delivery
+                    .accept_read(wanted.number, answer, |event| told.hear(event, server));
+                self.progress(progress);
+            }
+        }
+    }
+
+    fn finish(mut self) -> Told {
+        let mut steps = 0;
+        while !self.told.ended {
+            self.step();
+            steps += 1;
+            assert!(steps < 100_000, "never ends: {:?}", self.delivery);
+        }
+        self.told.check_lost(&self.server);
+        self.told.consume(usize::MAX);
+        let budget = self.delivery.budget.clone();
+        drop(self.delivery);
+        assert_eq!(budget.held(), 0);
+        self.told
+    }
+}
+
+#[test]
+fn p5_whatever_happens_a_session_is_told_the_truth() {
+    let number = |name| std::env::var(name).ok()?.parse().ok();
+    let first = number("EXECMUX_SEED").unwrap_or(0);
+    let seeds = number("EXECMUX_SEEDS").unwrap_or(SEEDS);
+    let (mut with_gaps, mut without) = (0, 0);
+    for seed in first..first + seeds {
+        let told = std::panic::catch_unwind(|| Run::new(seed).finish());
+        let told = told.unwrap_or_else(|_| panic!("EXECMUX_SEED={seed}"));
+        match told.lost.is_empty() {
+            true => without += 1,
+            false => with_gaps += 1,
+        }
+    }
+    if seeds >= 1000 {
+        // Both are met, so that the test tests both.
+        assert!(
+            with_gaps > seeds / 20 && without > seeds / 20,
+            "{with_gaps}, {without}"
+        );
+    }
+}

@@ -1,0 +1,163 @@
+//! Reads that refill sessions: whose turn it is, and where the answers go.
+
+use std::collections::VecDeque;
+
+use actix::{Message, WeakAddr};
+use bytestring::ByteString;
+
+use super::{Router, routes::RouteKey};
+use crate::{
+    connection::{ReplySlot, decode_response},
+    error::CallError,
+    protocol::{ProcessId, ReadProcess, RetainedOutput},
+};
+
+/// How many reads may be under way at a time. Servers handle the requests of a connection one after the
+/// other: calls of the application wait behind no more than these.
+const MAX_READS: usize = 4;
+
+/// Sessions that want to read, in turns.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    queue: VecDeque<(ProcessId, RouteKey)>,
+    under_way: usize,
+    /// Counts the links: what was read on an old one does not count on the new.
+    link: Link,
+    is_down: bool,
+}
+
+/// One of the links that a connection has had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Link(u64);
+
+impl Turns {
+    pub(super) fn push(&mut self, process_id: ProcessId, key: RouteKey) {
+        self.queue.push_back((process_id, key));
+    }
+
+    /// Returns whose turn it is, if there is one and not too much is being read.
+    pub(super) fn next(&mut self) -> Option<(ProcessId, RouteKey)> {
+        if self.is_down || self.under_way >= MAX_READS {
+            return None;
+        }
+        self.queue.pop_front()
+    }
+
+    /// Notes that a read has begun.
+    pub(super) fn begin(&mut self) -> Link {
+        self.under_way += 1;
+        self.link
+    }
+
+    /// Notes that a read has ended.
+    pub(super) fn end(&mut self, link: Link) {
+        if link == self.link {
+            self.under_way -= 1;
+        }
+    }
+
+    /// Notes that nothing can be read for now, and that what is under way will not be answered.
+    pub(super) fn link_down(&mut self) {
+        self.is_down = true;
+        self.under_way = 0;
+        self.link.0 += 1;
+    }
+
+    pub(super) fn link_up(&mut self) {
+        self.is_down = false;
+    }
+}
+
+/// A read has been answered, or will not be.
+pub(super) struct ReadEnded {
+    pub(super) process_id: ProcessId,
+    pub(super) key: RouteKey,
+    pub(super) number: u64,
+    pub(super) link: Link,
+    pub(super) outcome: Result<RetainedOutput, CallError>,
+}
+
+impl Message for ReadEnded {
+    type Result = ();
+}
+
+/// A session has consumed so much that it may be told more.
+pub(super) struct CreditReturned {
+    pub(super) process_id: ProcessId,
+    pub(super) key: RouteKey,
+}
+
+impl Message for CreditReturned {
+    type Result = ();
+}
+
+/// Where the answer to a read goes.
+pub(super) struct ReadSlot {
+    pub(super) router: WeakAddr<Router>,
+    pub(super) process_id: ProcessId,
+    pub(super) key: RouteKey,
+    pub(super) number: u64,
+    pub(super) link: Link,
+}
+
+impl ReplySlot for ReadSlot {
+    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
+        if let Some(router) = self.router.upgrade() {
+            router.do_send(ReadEnded {
+                outcome: outcome.and_then(|json| decode_response::<ReadProcess>(&json)),
+                process_id: self.process_id,
+                key: self.key,
+                number: self.number,
+                link: self.link,
+            });
+        }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p5_few_read_at_a_time_and_in_turns() {
+        let mut turns = Turns::default();
+        let key = RouteKey::for_test(1);
+        for n in 0..6 {
+            turns.push(format!("p{n}").into(), key);
+        }
+        let mut links = Vec::new();
+        for n in 0..4 {
+            assert_eq!(turns.next(), Some((format!("p{n}").into(), key)));
+            links.push(turns.begin());
+        }
+        assert_eq!(turns.next(), None);
+        turns.end(links[2]);
+        turns.push("p0".into(), key);
+        assert_eq!(
+            turns.next(),
+            Some(("p4".into(), key)),
+            "those who waited first"
+        );
+    }
+
+    #[test]
+    fn p6_answers_of_an_old_link_do_not_count() {
+        let mut turns = Turns::default();
+        let old = turns.begin();
+        turns.push("p".into(), RouteKey::for_test(1));
+        turns.link_down();
+        assert_eq!(turns.next(), None);
+        turns.end(old);
+        turns.link_up();
+        assert!(turns.next().is_some());
+        let new = turns.begin();
+        turns.end(old);
+        assert_eq!(turns.under_way, 1);
+        turns.end(new);
+        assert_eq!(turns.under_way, 0);
+    }
+}

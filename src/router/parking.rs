@@ -1,0 +1,74 @@
+//! What waits for a session that wants nothing to be lost: the socket is read on when it is taken.
+
+use std::{cell::RefCell, iter, rc::Rc, vec};
+
+use actix::{
+    Context,
+    dev::{MessageResponse, OneshotSender},
+};
+
+use super::Router;
+use crate::{connection::ConnectionEvent, protocol::Notification};
+
+/// Notifications that have to wait, and who waits until they are taken.
+#[derive(Debug)]
+pub(super) struct Parked {
+    notifications: Vec<Notification>,
+    taken: TakenSender,
+}
+
+/// Tells the task that reads that its batch is taken.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TakenSender(Rc<RefCell<Option<OneshotSender<()>>>>);
+
+/// The answer to a batch of notifications. actix hands over its reply sender only after the handler has
+/// returned.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    Now,
+    Later(TakenSender),
+}
+
+impl Parked {
+    /// Parks `first`, which has to wait, and what comes after it.
+    pub(super) fn new(first: Notification, rest: vec::IntoIter<Notification>) -> Self {
+        Parked {
+            notifications: iter::once(first).chain(rest).collect(),
+            taken: TakenSender::default(),
+        }
+    }
+
+    pub(super) fn with(self, taken: TakenSender) -> Self {
+        Parked { taken, ..self }
+    }
+
+    pub(super) fn taken(&self) -> TakenSender {
+        self.taken.clone()
+    }
+
+    pub(super) fn into_parts(self) -> (vec::IntoIter<Notification>, TakenSender) {
+        (self.notifications.into_iter(), self.taken)
+    }
+}
+
+impl TakenSender {
+    pub(super) fn send(&self) {
+        if let Some(sender) = self.0.borrow_mut().take() {
+            // The task that reads ends with its connection.
+            let _gone = sender.send(());
+        }
+    }
+}
+
+impl MessageResponse<Router, ConnectionEvent> for Taken {
+    fn handle(self, _: &mut Context<Router>, sender: Option<OneshotSender<()>>) {
+        match (self, sender) {
+            (Taken::Later(later), sender) => *later.0.borrow_mut() = sender,
+            (Taken::Now, Some(sender)) => {
+                // The task that reads ends with its connection.
+                let _gone = sender.send(());
+            }
+            (Taken::Now, None) => {}
+        }
+    }
+}
