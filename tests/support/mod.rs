@@ -2,8 +2,10 @@
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
 pub mod exec_server;
+pub mod history;
 pub mod listener;
 pub mod peer;
+pub mod proxy;
 pub mod recorder;
 
 use std::time::Duration;
