@@ -1,6 +1,10 @@
 //! Options of a connection, with their defaults.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    hash::{BuildHasher as _, RandomState},
+    time::Duration,
+};
 
 /// Options of a connection. Make one with [`Config::new`] and change what you need.
 ///
@@ -59,6 +63,22 @@ pub struct Config {
     /// How often the router looks for sessions that have stopped, to end their processes. It also
     /// notices when it has something for them. 1 s by default.
     pub session_check_interval: Duration,
+    /// How long to try to resume a lost connection, if that is less than what the server allows (10, 30 or
+    /// 80 s, depending on its version). Zero for not at all. As long as the server allows by default.
+    pub resume_timeout: Duration,
+    /// Decides on the waits between the attempts to resume, so that many clients do not come back at the
+    /// same moment. Random by default.
+    pub jitter_seed: u64,
+    /// How many bytes of writes to the stdin of one process may wait for the one under way; those beyond
+    /// are refused with [`Overloaded`](crate::CallError::Overloaded). 1 MiB by default.
+    pub max_queued_stdin_bytes: usize,
+    /// How long a write to the stdin of a process may go unanswered before the server is asked whether it
+    /// still answers anything. 10 s by default.
+    pub write_timeout: Duration,
+    /// How long the server may take to say so. If it does not, and the write is what it hangs on, the
+    /// process counts as stuck ([`Stuck`](crate::CallError::Stuck)), and the connection is cut and resumed,
+    /// which frees it. 5 s by default.
+    pub probe_timeout: Duration,
     /// How long an orderly close may take before the socket is dropped. 5 s by default.
     pub close_timeout: Duration,
 }
@@ -82,6 +102,11 @@ impl Config {
             session_budget: 1 << 20,
             connection_budget: 64 << 20,
             session_check_interval: Duration::from_secs(1),
+            resume_timeout: Duration::MAX,
+            jitter_seed: RandomState::new().hash_one(0),
+            max_queued_stdin_bytes: 1 << 20,
+            write_timeout: Duration::from_secs(10),
+            probe_timeout: Duration::from_secs(5),
             close_timeout: Duration::from_secs(5),
         }
     }

@@ -5,59 +5,75 @@
 //! | [`Call<M>`] | `Result<M::Response, CallError>` | anyone, for every [`Method`] |
 //! | [`DescribeServer`] | [`ServerInfo`] | anyone |
 //! | [`GetStatistics`] | [`Statistics`] | anyone |
+//! | [`Subscribe`] | – | anyone, to be told of the state of the link |
 //! | `Dispatch` | – | the router: a call whose answer goes to a slot of its own |
-//! | `Close` | – | the router |
+//! | `ForgetProcess`, `Close` | – | the router |
 //! | `Received`, `LinkEnded` | – | the task that reads |
+//! | `Attempted` | – | the task that dials again |
+//! | `Sweep`, `Probed` | – | the timer, and the connection's own call |
 //!
-//! It emits `ConnectionEvent`s. Reading, writing and the timer for deadlines are tasks of their own,
-//! which take turns with the actor: in its context, they would wait until its mailbox is empty.
+//! It emits `ConnectionEvent`s and [`LinkState`]s. Reading, writing, dialling and the timer for deadlines
+//! are tasks of their own, which take turns with the actor: in its context, they would wait until its
+//! mailbox is empty.
+//!
+//! A connection outlives its *links*: when one is lost, its calls and what waits to be written stay, and
+//! go on over the next.
 
 mod call;
 mod dial;
 mod frame;
 mod handshake;
 mod incoming;
+mod lifecycle;
 mod link;
 mod outgoing;
 mod pending;
+mod probe;
+mod queue;
 mod socket;
 mod sweeper;
 
-use std::{cell::RefCell, fmt, future::Future, mem, rc::Rc, time::Duration};
+use std::{cell::RefCell, fmt, future::Future, rc::Rc, time::Duration};
 
 use actix::{
-    Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, WeakRecipient,
+    Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, Recipient,
+    WeakRecipient,
 };
 use bytestring::ByteString;
 use log::debug;
 use tokio::{
     sync::oneshot,
     task::JoinHandle,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout_at},
 };
 
 use self::{
     call::Submitted,
     incoming::Reading,
-    outgoing::{Outgoing, QueueFull},
+    lifecycle::{Lifecycle, Next},
+    link::Link,
+    outgoing::{Outgoing, Writer},
     pending::{Entry, Pending, RequestId},
+    probe::{ProbeSlot, Probed, ReadStatus},
+    queue::{Queue, Refused, Request},
     sweeper::Sweeper,
 };
 pub use self::{
     call::{Call, PendingCall},
     handshake::ServerInfo,
+    lifecycle::LinkState,
 };
 pub(crate) use self::{
     call::{Dispatch, decode_response},
     dial::server_name,
-    link::Link,
+    link::{Connecting, Dialler, FirstLink},
     pending::{ReplySlot, after},
 };
 use crate::{
     config::Config,
-    error::{CallError, DisconnectReason, JsonError},
+    error::{CallError, ConnectError, DisconnectReason, JsonError},
     protocol::{
-        Method, Notification,
+        Lane, Method, Notification, ProcessId, Repeat, SessionId,
         jsonrpc::{self, ErrorObject},
     },
 };
@@ -90,6 +106,27 @@ pub struct Statistics {
     pub unknown_answers: u64,
     /// Errors that belong to no call: the server could not read a message of this client.
     pub connection_errors: u64,
+    /// How often the connection was lost and resumed.
+    pub resumes: u64,
+}
+
+/// Has an actor told of the state of the link: of the present one at once, and then of each change.
+///
+/// The connection does not keep the actor alive.
+#[derive(Debug)]
+pub struct Subscribe(pub Recipient<LinkState>);
+
+impl Message for Subscribe {
+    type Result = ();
+}
+
+/// A process has ended: its stdin is not written to any more.
+pub(crate) struct ForgetProcess {
+    pub(crate) process_id: ProcessId,
+}
+
+impl Message for ForgetProcess {
+    type Result = ();
 }
 
 /// Ends the connection in order: what is queued is written, and the socket closed.
@@ -108,10 +145,8 @@ pub(crate) enum ConnectionEvent {
     /// What one read has brought, in the order in which the server sent it. More is read when it has
     /// been handled.
     Notifications(Vec<Notification>),
-    #[expect(dead_code, reason = "there is no resume yet")]
     /// The link is lost and may be resumed: what the server sends meanwhile is lost.
     Interrupted,
-    #[expect(dead_code, reason = "there is no resume yet")]
     /// There is a new link to the same session of the server.
     Resumed,
     /// The connection is gone. Nothing follows.
@@ -153,8 +188,9 @@ impl Message for Sweep {
     type Result = ();
 }
 
-/// Nothing more will come, and why.
+/// Nothing more will come over this link, and why.
 struct LinkEnded {
+    link: u64,
     reason: DisconnectReason,
 }
 
@@ -166,33 +202,61 @@ impl Message for LinkEnded {
 /// their deadline.
 const ABANDONED_CHECK: Duration = Duration::from_secs(1);
 
+/// An attempt to resume has ended.
+struct Attempted;
+
+impl Message for Attempted {
+    type Result = ();
+}
+
 /// The actor that owns a WebSocket and its calls. [`Mux`](crate::Mux) starts it.
 ///
 /// When its connection is gone it goes on to answer every call with the reason.
 pub struct Connection {
-    state: State,
+    lifecycle: Lifecycle,
+    link: Option<OpenLink>,
+    /// Counts the links, to tell what comes late from one before.
+    links: u64,
+    /// The attempt to get another link.
+    attempt: Option<Attempt>,
+    resume: Option<Resume>,
+    /// Ends an orderly close that takes too long.
+    overdue: Option<Task>,
+    outgoing: Outgoing,
     /// Shared with the answer of [`Handler<Call>`], which actix asks for a place to put the reply
     /// sender only after `handle` has returned. Both run in the actor, never at the same time.
     pending: Rc<RefCell<Pending>>,
     sweeper: Sweeper,
+    /// Whether the server is being asked whether it still answers.
+    is_probing: bool,
     statistics: Statistics,
     server: ServerInfo,
-    config: Config,
+    config: Rc<Config>,
     events: WeakRecipient<ConnectionEvent>,
+    subscribers: Vec<WeakRecipient<LinkState>>,
 }
 
-enum State {
-    Open {
-        outgoing: Outgoing,
-        reading: Task,
-    },
-    /// This side has closed; the answers still under way are taken until the peer closes too.
-    Closing {
-        _reading: Task,
-        _overdue: Task,
-    },
-    Closed(DisconnectReason),
+/// The tasks of a link.
+struct OpenLink {
+    /// None when this side has closed; the answers still under way are taken until the peer closes too.
+    writer: Option<Writer>,
+    _reading: Task,
 }
+
+/// What it takes to get another link to the same session of the server.
+struct Resume {
+    dialler: Dialler,
+    session: SessionId,
+}
+
+struct Attempt {
+    /// Filled when the task ends. A link cannot be sent as a message, as it stays on its thread.
+    outcome: Rc<RefCell<Option<Outcome>>>,
+    _dialling: Task,
+}
+
+/// What is needed for the next attempt, and what this one has led to.
+type Outcome = (Resume, Result<Link, ConnectError>);
 
 /// A task that ends with its owner.
 struct Task(JoinHandle<()>);
@@ -212,62 +276,98 @@ impl Drop for Task {
 impl Connection {
     /// Starts the actor of an open link on the current arbiter.
     pub(crate) fn start_with(
-        link: Link,
-        config: Config,
+        first: FirstLink,
+        config: Rc<Config>,
         events: WeakRecipient<ConnectionEvent>,
     ) -> Addr<Self> {
+        let FirstLink {
+            link,
+            server,
+            resume,
+        } = first;
+        let resume = resume.map(|(dialler, session)| Resume { dialler, session });
+        let window = server.dialect.resume_window.filter(|_| resume.is_some());
+        let window = window.map(|window| window.min(config.resume_timeout));
+        let queue = Queue::new(config.max_queued_bytes, config.max_queued_stdin_bytes);
         Connection::create(|context| {
-            let (failed, write_failed) = oneshot::channel();
-            let (outgoing, answers) = Outgoing::start(
-                link.writer,
-                config.max_queued_bytes,
-                config.close_timeout,
-                failed,
-            );
-            let reading = Reading {
-                reader: link.reader,
-                answers,
-                connection: context.address().downgrade(),
-                events: events.clone(),
-                write_failed: Some(write_failed),
-                ping_interval: config.ping_interval,
-                silence_timeout: config.silence_timeout,
-            };
-            Connection {
-                state: State::Open {
-                    outgoing,
-                    reading: Task::spawn(reading.run()),
-                },
+            let mut connection = Connection {
+                lifecycle: Lifecycle::new(window, config.jitter_seed),
+                link: None,
+                links: 0,
+                attempt: None,
+                resume,
+                overdue: None,
+                outgoing: Outgoing::new(queue),
                 pending: Rc::new(RefCell::new(Pending::after(handshake::LAST_ID))),
                 sweeper: Sweeper::start(context.address().downgrade()),
+                is_probing: false,
                 statistics: Statistics::default(),
-                server: link.server,
+                server,
                 config,
                 events,
-            }
+                subscribers: Vec::new(),
+            };
+            connection.lifecycle.opened();
+            connection.attach(link, context);
+            connection
         })
     }
 
-    /// Sends a request and returns the id under which its answer is to be awaited.
-    fn submit<M: Method>(&mut self, method: &M) -> Result<RequestId, CallError> {
-        let disconnected = |reason| CallError::Disconnected {
-            method: M::NAME,
-            reason,
+    /// Goes on over this link.
+    fn attach(&mut self, link: Link, context: &Context<Self>) {
+        self.links += 1;
+        let (failed, write_failed) = oneshot::channel();
+        let outgoing = self.outgoing.clone();
+        let (writer, answers) =
+            Writer::start(link.writer, outgoing, self.config.close_timeout, failed);
+        let reading = Reading {
+            reader: link.reader,
+            answers,
+            connection: context.address().downgrade(),
+            link: self.links,
+            events: self.events.clone(),
+            write_failed: Some(write_failed),
+            ping_interval: self.config.ping_interval,
+            silence_timeout: self.config.silence_timeout,
         };
-        let outgoing = match &self.state {
-            State::Open { outgoing, .. } => outgoing,
-            State::Closing { .. } => return Err(disconnected(DisconnectReason::Closed)),
-            State::Closed(reason) => return Err(disconnected(reason.clone())),
-        };
-        let mut pending = self.pending.borrow_mut();
-        let in_flight = pending.len();
-        if in_flight >= self.config.max_calls_in_flight {
-            return Err(CallError::Overloaded {
+        self.link = Some(OpenLink {
+            writer: Some(writer),
+            _reading: Task::spawn(reading.run()),
+        });
+    }
+
+    /// Queues a request. Returns the id under which its answer is to be awaited, and the request if it is
+    /// to be made again when the answer is lost.
+    fn submit<M: Method>(
+        &mut self,
+        method: &M,
+        repeat: Repeat,
+    ) -> Result<(RequestId, Option<Request>), CallError> {
+        if let Some(reason) = self.lifecycle.refusal() {
+            return Err(CallError::Disconnected {
                 method: M::NAME,
-                in_flight,
-                queued_bytes: outgoing.queued_bytes(),
+                reason,
             });
         }
+        let mut pending = self.pending.borrow_mut();
+        let in_flight = pending.len();
+        let refused = |refused, queued_bytes| match refused {
+            Refused::Full => CallError::Overloaded {
+                method: M::NAME,
+                in_flight,
+                queued_bytes,
+            },
+            Refused::Stuck(process_id) => CallError::Stuck {
+                method: M::NAME,
+                process_id,
+            },
+        };
+        let mut queue = self.outgoing.queue();
+        if in_flight >= self.config.max_calls_in_flight {
+            return Err(refused(Refused::Full, queue.bytes()));
+        }
+        let lane = method.lane();
+        queue.check(lane).map_err(|why| refused(why, 0))?;
         let id = pending.next_id();
         let json = jsonrpc::encode_request(id, method, self.server.dialect).map_err(|source| {
             CallError::InvalidRequest {
@@ -275,30 +375,41 @@ impl Connection {
                 source,
             }
         })?;
-        outgoing
-            .request(json)
-            .map_err(|QueueFull { queued_bytes }| CallError::Overloaded {
-                method: M::NAME,
-                in_flight,
-                queued_bytes,
-            })?;
-        Ok(id)
+        let request = Request {
+            id,
+            json: json.into(),
+            is_control: lane == Lane::Control,
+        };
+        let is_repeatable = match repeat {
+            Repeat::Never => false,
+            Repeat::Always => true,
+            Repeat::ById => self.server.dialect.deduplicates_writes,
+        };
+        let repeat = (is_repeatable && self.lifecycle.can_resume()).then(|| request.clone());
+        queue
+            .push(lane, request)
+            .map_err(|why| refused(why, queue.bytes()))?;
+        if queue.sent() > 2 * in_flight + 64 {
+            queue.trim_sent(|id| pending.contains(id));
+        }
+        Ok((id, repeat))
     }
 
     /// Makes room, sends the request, and sees to its deadline.
-    fn call<M: Method>(&mut self, call: &Call<M>) -> Result<Submitted, CallError> {
+    fn call<M: Method>(&mut self, call: &Call<M>, repeat: Repeat) -> Result<Submitted, CallError> {
         let now = Instant::now();
         let is_full = self.pending.borrow().len() >= self.config.max_calls_in_flight;
         if self.sweeper.is_due(now) || is_full && self.sweeper.may_find_room(now) {
             self.sweep(now);
         }
-        let id = self.submit(&call.method)?;
+        let (id, repeat) = self.submit(&call.method, repeat)?;
         let timeout = call.timeout.unwrap_or(self.config.call_timeout);
         self.sweeper.before(now + timeout.min(ABANDONED_CHECK));
         Ok(Submitted {
             id,
             now,
             timeout,
+            repeat,
             pending: self.pending.clone(),
         })
     }
@@ -309,14 +420,17 @@ impl Connection {
         loop {
             // In a statement of its own: the table is not borrowed while the slot resolves.
             let expired = self.pending.borrow_mut().take_expired(now);
-            let Some(Entry {
+            let Some((id, entry)) = expired else {
+                break;
+            };
+            let Entry {
                 method,
                 timeout,
                 slot,
-            }) = expired
-            else {
-                break;
-            };
+                ..
+            } = entry;
+            // Not sent after its caller was told.
+            self.outgoing.queue().remove(id);
             slot.resolve(Err(CallError::DeadlineExceeded {
                 method,
                 after: timeout,
@@ -327,6 +441,160 @@ impl Connection {
         if let Some(deadline) = pending.next_deadline() {
             self.sweeper.before(deadline.min(now + ABANDONED_CHECK));
         }
+        drop(pending);
+        self.look_for_stuck(now);
+    }
+
+    /// Looks for writes that their processes do not take.
+    fn look_for_stuck(&mut self, now: Instant) {
+        let timeout = self.config.write_timeout;
+        let pending = self.pending.borrow();
+        let mut queue = self.outgoing.queue();
+        queue.trim_sent(|id| pending.contains(id));
+        let blocking = queue.blocking(now, timeout);
+        // Their callers were told that it has taken too long; those behind them need not wait for that.
+        let given_up = queue.overdue(now, timeout, |id| !pending.contains(id));
+        let next = queue.next_overdue(timeout);
+        drop((pending, queue));
+        if let Some(next) = next {
+            self.sweeper.before(next.max(now + ABANDONED_CHECK));
+        }
+        if self.is_probing {
+            return;
+        }
+        // Without resume there is no remedy for a connection that is blocked.
+        if blocking.is_some() && self.lifecycle.is_open() && self.lifecycle.can_resume() {
+            self.probe(now);
+        } else {
+            for process_id in given_up {
+                self.give_up_stdin(&process_id);
+            }
+        }
+    }
+
+    /// Asks the server for a sign of life.
+    fn probe(&mut self, now: Instant) {
+        let Ok((id, _)) = self.submit(&ReadStatus, Repeat::Never) else {
+            return;
+        };
+        debug!("a write is not answered, asking whether anything is");
+        self.is_probing = true;
+        let timeout = self.config.probe_timeout;
+        let entry = Entry {
+            method: ReadStatus::NAME,
+            timeout,
+            slot: Box::new(ProbeSlot {
+                connection: self.sweeper.connection(),
+                link: self.links,
+            }),
+            repeat: None,
+        };
+        self.pending.borrow_mut().insert(id, now, entry);
+        self.sweeper.before(now + timeout);
+    }
+
+    /// Ends all writes to a process that does not read.
+    fn give_up_stdin(&mut self, process_id: &ProcessId) {
+        let writes = self.outgoing.queue().mark_stuck(process_id);
+        debug!(process_id:%, writes = writes.len(); "the process does not read its stdin");
+        for id in writes {
+            let entry = self.pending.borrow_mut().take(id);
+            if let Some(Entry { method, slot, .. }) = entry {
+                let process_id = process_id.clone();
+                slot.resolve(Err(CallError::Stuck { method, process_id }));
+            }
+        }
+    }
+
+    /// The link is lost: either another is sought, or all is over.
+    fn lose(&mut self, reason: DisconnectReason, context: &Context<Self>) {
+        let next = self.lifecycle.lost(reason.clone(), Instant::now());
+        if let Next::Dial { .. } = next {
+            debug!(reason:%; "the link is lost");
+            self.discard_link();
+            self.is_probing = false;
+            self.resolve_calls(&reason);
+            if let Some(events) = self.events.upgrade() {
+                events.do_send(ConnectionEvent::Interrupted);
+            }
+            self.announce();
+        }
+        self.go_on(next, context);
+    }
+
+    fn discard_link(&mut self) {
+        if let Some(OpenLink {
+            writer: Some(writer),
+            ..
+        }) = self.link.take()
+        {
+            writer.discard();
+        }
+    }
+
+    /// Decides what becomes of the calls whose answers are lost with the link.
+    fn resolve_calls(&mut self, reason: &DisconnectReason) {
+        let unsent = self.outgoing.queue().ids();
+        let (lost, again) = self
+            .pending
+            .borrow_mut()
+            .resolve_lost(|id| unsent.contains(&id));
+        debug!(lost = lost.len(), again = again.len(), unsent = unsent.len(); "calls");
+        self.outgoing.queue().repeat(again);
+        for (id, Entry { method, slot, .. }) in lost {
+            self.outgoing.ended(id);
+            let reason = reason.clone();
+            slot.resolve(Err(CallError::OutcomeUnknown { method, reason }));
+        }
+    }
+
+    fn go_on(&mut self, next: Next, context: &Context<Self>) {
+        match next {
+            Next::Nothing => {}
+            Next::Dial { at, until } => self.dial(at, until, context),
+            Next::Close(reason) => self.terminate(reason),
+        }
+    }
+
+    /// Tries to get another link.
+    fn dial(&mut self, at: Instant, until: Instant, context: &Context<Self>) {
+        let Some(mut resume) = self.resume.take() else {
+            // An attempt is under way already.
+            return;
+        };
+        let outcome = Rc::new(RefCell::new(None));
+        let (filled, config) = (outcome.clone(), self.config.clone());
+        let connection = context.address().downgrade();
+        let dialling = Task::spawn(async move {
+            sleep_until(at).await;
+            let attempt = Link::resume(&mut resume.dialler, &resume.session, &config);
+            let attempted = timeout_at(until, attempt).await.unwrap_or_else(|_| {
+                Err(ConnectError::Timeout {
+                    server: server_name(&config.url),
+                    after: until - at,
+                })
+            });
+            filled.replace(Some((resume, attempted)));
+            if let Some(connection) = connection.upgrade() {
+                connection.do_send(Attempted);
+            }
+        });
+        self.attempt = Some(Attempt {
+            outcome,
+            _dialling: dialling,
+        });
+    }
+
+    /// Tells everyone who wants to know of the state.
+    fn announce(&mut self) {
+        let state = self.lifecycle.link_state();
+        self.subscribers.retain(|subscriber| {
+            let subscriber = subscriber.upgrade().filter(Recipient::connected);
+            if let Some(subscriber) = &subscriber {
+                subscriber.do_send(state.clone());
+            }
+            subscriber.is_some()
+        });
     }
 
     fn answer(&mut self, reply: Reply) {
@@ -342,6 +610,7 @@ impl Connection {
                 return;
             }
         };
+        self.outgoing.ended(id);
         let entry = self.pending.borrow_mut().take(id);
         let Some(Entry { method, slot, .. }) = entry else {
             debug!(id; "answer to no known call ignored");
@@ -362,18 +631,16 @@ impl Connection {
         });
     }
 
-    /// The one place where a connection ends: tells every call and the recipient of events, once.
+    /// The one place where a connection ends: tells every call, the recipient of events and everyone who
+    /// wants to know, once.
     fn terminate(&mut self, reason: DisconnectReason) {
-        if let State::Closed(_) = self.state {
-            return;
-        }
-        let state = mem::replace(&mut self.state, State::Closed(reason.clone()));
         debug!(reason:%; "disconnected");
-        match state {
+        self.attempt = None;
+        self.overdue = None;
+        match reason {
             // This side closes: the writer writes what is queued first.
-            State::Open { .. } if matches!(reason, DisconnectReason::Closed) => {}
-            State::Open { outgoing, .. } => outgoing.discard(),
-            State::Closing { .. } | State::Closed(_) => {}
+            DisconnectReason::Closed => self.link = None,
+            _ => self.discard_link(),
         }
         let entries = self.pending.borrow_mut().drain();
         for Entry { method, slot, .. } in entries {
@@ -385,18 +652,15 @@ impl Connection {
         if let Some(events) = self.events.upgrade() {
             events.do_send(ConnectionEvent::Disconnected(reason));
         }
+        self.announce();
+        self.subscribers.clear();
     }
 }
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match &self.state {
-            State::Open { .. } => "open",
-            State::Closing { .. } => "closing",
-            State::Closed(_) => "closed",
-        };
         f.debug_struct("Connection")
-            .field("state", &state)
+            .field("state", &self.lifecycle.link_state())
             .field("server", &self.server)
             .finish_non_exhaustive()
     }
@@ -406,7 +670,9 @@ impl Actor for Connection {
     type Context = Context<Self>;
 
     fn stopped(&mut self, _: &mut Self::Context) {
-        self.terminate(DisconnectReason::Closed);
+        if let Next::Close(reason) = self.lifecycle.end(DisconnectReason::Closed) {
+            self.terminate(reason);
+        }
     }
 }
 
@@ -414,7 +680,7 @@ impl<M: Method> Handler<Call<M>> for Connection {
     type Result = PendingCall;
 
     fn handle(&mut self, call: Call<M>, _: &mut Self::Context) -> PendingCall {
-        PendingCall(self.call(&call))
+        PendingCall(self.call(&call, M::REPEAT))
     }
 }
 
@@ -422,7 +688,7 @@ impl<M: Method> Handler<Dispatch<M>> for Connection {
     type Result = ();
 
     fn handle(&mut self, dispatch: Dispatch<M>, _: &mut Self::Context) {
-        match self.call(&dispatch.call) {
+        match self.call(&dispatch.call, dispatch.repeat) {
             Ok(submitted) => submitted.await_in::<M>(dispatch.slot),
             Err(error) => dispatch.slot.resolve(Err(error)),
         }
@@ -441,9 +707,9 @@ impl Handler<GetStatistics> for Connection {
     type Result = MessageResult<GetStatistics>;
 
     fn handle(&mut self, _: GetStatistics, _: &mut Self::Context) -> Self::Result {
-        let queued_bytes = match &self.state {
-            State::Open { outgoing, .. } => outgoing.queued_bytes(),
-            State::Closing { .. } | State::Closed(_) => 0,
+        let queued_bytes = match self.lifecycle.refusal() {
+            None => self.outgoing.queued_bytes(),
+            Some(_) => 0,
         };
         MessageResult(Statistics {
             calls_in_flight: self.pending.borrow().len(),
@@ -457,26 +723,95 @@ impl Handler<Close> for Connection {
     type Result = ();
 
     fn handle(&mut self, Close { by }: Close, context: &mut Self::Context) {
-        let closed = State::Closed(DisconnectReason::Closed);
-        match mem::replace(&mut self.state, closed) {
-            State::Open { outgoing, reading } => {
-                // The writer writes what is queued, and then closes.
-                drop(outgoing);
-                let connection = context.address().downgrade();
-                let overdue = async move {
-                    sleep_until(by).await;
-                    if let Some(connection) = connection.upgrade() {
-                        connection.do_send(LinkEnded {
-                            reason: DisconnectReason::Closed,
-                        });
-                    }
-                };
-                self.state = State::Closing {
-                    _reading: reading,
-                    _overdue: Task::spawn(overdue),
-                };
+        let next = self.lifecycle.close();
+        if self.lifecycle.is_closing() {
+            if let Some(link) = &mut self.link {
+                // The task writes what is queued, and then closes.
+                link.writer = None;
             }
-            ended @ (State::Closing { .. } | State::Closed(_)) => self.state = ended,
+            let (connection, link) = (context.address().downgrade(), self.links);
+            self.overdue = Some(Task::spawn(async move {
+                sleep_until(by).await;
+                if let Some(connection) = connection.upgrade() {
+                    let reason = DisconnectReason::Closed;
+                    connection.do_send(LinkEnded { link, reason });
+                }
+            }));
+        }
+        self.go_on(next, context);
+    }
+}
+
+impl Handler<Subscribe> for Connection {
+    type Result = ();
+
+    fn handle(&mut self, Subscribe(recipient): Subscribe, _: &mut Self::Context) {
+        let state = self.lifecycle.link_state();
+        let is_last = matches!(state, LinkState::Closed(_));
+        recipient.do_send(state);
+        if !is_last {
+            self.subscribers.push(recipient.downgrade());
+        }
+    }
+}
+
+impl Handler<ForgetProcess> for Connection {
+    type Result = ();
+
+    fn handle(&mut self, forget: ForgetProcess, _: &mut Self::Context) {
+        self.outgoing.forget(&forget.process_id);
+    }
+}
+
+impl Handler<Attempted> for Connection {
+    type Result = ();
+
+    fn handle(&mut self, _: Attempted, context: &mut Self::Context) {
+        let attempt = self.attempt.take();
+        let Some((resume, attempted)) = attempt.and_then(|attempt| attempt.outcome.take()) else {
+            return;
+        };
+        self.resume = Some(resume);
+        match attempted {
+            Ok(link) => {
+                if !self.lifecycle.opened() {
+                    return;
+                }
+                self.statistics.resumes += 1;
+                // First the router, so that what the new link brings comes after it.
+                if let Some(events) = self.events.upgrade() {
+                    events.do_send(ConnectionEvent::Resumed);
+                }
+                self.attach(link, context);
+                self.announce();
+            }
+            Err(error) => {
+                debug!(error:%; "not resumed yet");
+                let next = self.lifecycle.attempt_failed(error, Instant::now());
+                if let Next::Dial { .. } = next {
+                    self.announce();
+                }
+                self.go_on(next, context);
+            }
+        }
+    }
+}
+
+impl Handler<Probed> for Connection {
+    type Result = ();
+
+    fn handle(&mut self, probed: Probed, context: &mut Self::Context) {
+        if probed.link != self.links || !self.is_probing {
+            return;
+        }
+        self.is_probing = false;
+        let blocking = self
+            .outgoing
+            .queue()
+            .blocking(Instant::now(), self.config.write_timeout);
+        if let (false, Some(process_id)) = (probed.is_answered, blocking) {
+            self.give_up_stdin(&process_id);
+            self.lose(DisconnectReason::Wedged { process_id }, context);
         }
     }
 }
@@ -502,11 +837,9 @@ impl Handler<Sweep> for Connection {
 impl Handler<LinkEnded> for Connection {
     type Result = ();
 
-    fn handle(&mut self, LinkEnded { reason }: LinkEnded, _: &mut Self::Context) {
-        self.terminate(match self.state {
-            State::Open { .. } => reason,
-            // However the peer takes it, it was this side that closed.
-            State::Closing { .. } | State::Closed(_) => DisconnectReason::Closed,
-        });
+    fn handle(&mut self, LinkEnded { link, reason }: LinkEnded, context: &mut Self::Context) {
+        if link == self.links {
+            self.lose(reason, context);
+        }
     }
 }

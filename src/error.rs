@@ -136,6 +136,24 @@ pub enum DisconnectReason {
         /// How long nothing came.
         after: Duration,
     },
+    /// The server stopped answering: it waits for a process that does not read its stdin. The connection is
+    /// given up, because resuming it frees it.
+    #[error(
+        "the server waits for process {process_id} to read its stdin, and answers nothing else"
+    )]
+    Wedged {
+        /// The process.
+        process_id: ProcessId,
+    },
+    /// The connection was lost and could not be resumed.
+    #[error("the connection was lost ({lost}) and is not resumed: {why}")]
+    NotResumed {
+        /// How it was lost.
+        lost: Box<DisconnectReason>,
+        /// Why it could not be resumed.
+        #[source]
+        why: ResumeError,
+    },
     /// A message is larger than [`Config::max_message_size`](crate::Config::max_message_size).
     #[error("the peer announced a message of {size} bytes, more than the {limit} allowed")]
     MessageTooLarge {
@@ -168,6 +186,31 @@ pub enum DisconnectReason {
         /// What is wrong with the params.
         source: JsonError,
     },
+}
+
+/// Why a lost connection could not be resumed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResumeError {
+    /// The server does not know the session: it was away for too long, or is another one by now.
+    #[error("the server does not know the session any more")]
+    SessionUnknown,
+    /// No attempt succeeded in the time that the server keeps a session
+    /// ([`Dialect::resume_window`](crate::protocol::Dialect::resume_window)) or that the configuration allows
+    /// ([`Config::resume_timeout`](crate::Config::resume_timeout)).
+    #[error("{attempts} attempts in {after:?}, the last one: {last}")]
+    WindowPassed {
+        /// How long it was tried.
+        after: Duration,
+        /// How often.
+        attempts: u32,
+        /// How the last attempt failed.
+        #[source]
+        last: Arc<ConnectError>,
+    },
+    /// The server, or something before it, refused in a way that waiting does not change.
+    #[error("{0}")]
+    Refused(#[source] Arc<ConnectError>),
 }
 
 fn close_code(code: &Option<u16>) -> String {
@@ -215,6 +258,26 @@ pub enum CallError {
         /// Why the connection ended.
         #[source]
         reason: DisconnectReason,
+    },
+    /// The connection was lost before the answer came, and it is not known whether the server has carried
+    /// out the call. It was not repeated, as it may not be done twice. The connection may have been
+    /// resumed: look, and decide.
+    #[error("it is not known whether {method} was carried out: the connection was lost: {reason}")]
+    OutcomeUnknown {
+        /// The method called.
+        method: &'static str,
+        /// How the connection was lost.
+        #[source]
+        reason: DisconnectReason,
+    },
+    /// The process does not read its stdin. It may still get what was accepted before, and perhaps the
+    /// write that was under way; what waited behind that was not sent. Nothing more is written to it.
+    #[error("{method} given up: process {process_id} does not read its stdin")]
+    Stuck {
+        /// The method called.
+        method: &'static str,
+        /// The process.
+        process_id: ProcessId,
     },
     /// The request cannot be sent as it is. Nothing was sent.
     #[error("{method} not sent: {source}")]

@@ -78,11 +78,12 @@ mod router;
 pub use crate::{
     config::Config,
     connection::{
-        Call, Connection, DescribeServer, GetStatistics, PendingCall, ServerInfo, Statistics,
+        Call, Connection, DescribeServer, GetStatistics, LinkState, PendingCall, ServerInfo,
+        Statistics, Subscribe,
     },
     error::{
         CallError, ConnectError, DisconnectReason, FailureReason, InvalidRequest, JsonError,
-        RegisterError, StartError,
+        RegisterError, ResumeError, StartError,
     },
     mux::Mux,
     protocol::{Method, ProcessId, StartProcess, Started, Stream},

@@ -1,9 +1,9 @@
 //! The two addresses in one handle.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, io, path::PathBuf, rc::Rc};
 
-use actix::{Actor as _, Addr, ArbiterHandle, AsyncContext as _};
-use bytes::{Bytes, BytesMut};
+use actix::{Actor as _, Addr, ArbiterHandle, AsyncContext as _, Recipient};
+use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::oneshot,
@@ -12,7 +12,8 @@ use tokio::{
 use crate::{
     config::Config,
     connection::{
-        Call, Connection, DescribeServer, GetStatistics, Link, ServerInfo, Statistics, server_name,
+        Call, Connecting, Connection, DescribeServer, Dialler, FirstLink, GetStatistics, LinkState,
+        ServerInfo, Statistics, Subscribe, server_name,
     },
     error::{CallError, ConnectError, DisconnectReason, RegisterError, StartError},
     protocol::{
@@ -57,8 +58,8 @@ impl Mux {
     ///
     /// Outside of an actix system.
     pub async fn connect(config: Config) -> Result<Self, ConnectError> {
-        let link = Link::dial(&config).await?;
-        Ok(Mux::start_actors(link, config))
+        let first = FirstLink::dial(Dialler::Url, &config).await?;
+        Ok(Mux::start_actors(first, config))
     }
 
     /// As [`connect`](Mux::connect), but runs both actors on another arbiter, which keeps the
@@ -87,9 +88,10 @@ impl Mux {
     }
 
     /// Shakes hands over a socket on which the WebSocket upgrade is already done, and starts both
-    /// actors on the current arbiter: for proxies, Unix sockets, TLS of one's own, and tests.
+    /// actors on the current arbiter.
     ///
-    /// Of the options in `config`, those about dialling are not used.
+    /// Of the options in `config`, those about dialling are not used. When the connection is lost it
+    /// cannot be resumed, as there is no other socket: see [`connect_through`](Mux::connect_through).
     ///
     /// # Errors
     ///
@@ -102,16 +104,57 @@ impl Mux {
         socket: impl AsyncRead + AsyncWrite + Unpin + 'static,
         config: Config,
     ) -> Result<Self, ConnectError> {
-        let server = server_name(&config.url);
-        let link = Link::open(Box::new(socket), BytesMut::new(), &config, &server).await?;
-        Ok(Mux::start_actors(link, config))
+        let first = FirstLink::over(Box::new(socket), &config).await?;
+        Ok(Mux::start_actors(first, config))
     }
 
-    fn start_actors(link: Link, config: Config) -> Self {
+    /// As [`connect_over`](Mux::connect_over), but with as many sockets as it takes: `connect` is called
+    /// for the first one, and whenever a lost connection is to be resumed. For proxies, Unix sockets, TLS
+    /// of one's own, and tests.
+    ///
+    /// ```no_run
+    /// # async fn upgrade(socket: tokio::net::TcpStream) -> std::io::Result<tokio::net::TcpStream> { Ok(socket) }
+    /// # async fn example() -> Result<(), execmux::ConnectError> {
+    /// use execmux::{Config, Mux};
+    /// use tokio::net::TcpStream;
+    ///
+    /// let mux = Mux::connect_through(Config::new("ws://sandbox.internal"), || async {
+    ///     upgrade(TcpStream::connect("10.0.0.1:8080").await?).await
+    /// })
+    /// .await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ConnectError`]; an error of `connect` is [`Unreachable`](ConnectError::Unreachable).
+    ///
+    /// # Panics
+    ///
+    /// Outside of an actix system.
+    pub async fn connect_through<C, F, S>(
+        config: Config,
+        mut connect: C,
+    ) -> Result<Self, ConnectError>
+    where
+        C: FnMut() -> F + 'static,
+        F: Future<Output = io::Result<S>> + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let connect = move || -> Connecting {
+            let socket = connect();
+            Box::pin(async move { Ok(Box::new(socket.await?) as _) })
+        };
+        let first = FirstLink::dial(Dialler::Custom(Box::new(connect)), &config).await?;
+        Ok(Mux::start_actors(first, config))
+    }
+
+    fn start_actors(first: FirstLink, config: Config) -> Self {
+        let config = Rc::new(config);
         let mut connection = None;
         let router = Router::create(|context| {
             let events = context.address().downgrade().recipient();
-            let started = Connection::start_with(link, config.clone(), events);
+            let started = Connection::start_with(first, config.clone(), events);
             connection = Some(started.clone());
             Router::new(started, &config)
         });
@@ -205,9 +248,9 @@ impl Mux {
         self.call(read).await
     }
 
-    /// Writes to the stdin of a process: see [`WriteStdin`]. The server accepts some 128 writes that
-    /// the process does not read; the one after blocks all calls of the connection. Wait for each
-    /// answer.
+    /// Writes to the stdin of a process: see [`WriteStdin`]. The server accepts some 128 writes that the
+    /// process does not read; the one after blocks all calls of the connection, until the process counts
+    /// as [`Stuck`](CallError::Stuck).
     ///
     /// # Errors
     ///
@@ -335,6 +378,13 @@ impl Mux {
     /// Returns the connection's counters; `None` if the connection's actor is gone.
     pub async fn statistics(&self) -> Option<Statistics> {
         self.connection.send(GetStatistics).await.ok()
+    }
+
+    /// Has an actor told of the state of the link, of the present one first: see [`Subscribe`]. An actor
+    /// that asks when the connection's actor is gone hears nothing.
+    pub async fn subscribe(&self, recipient: impl Into<Recipient<LinkState>>) {
+        // Whoever is gone has no state.
+        let _gone = self.connection.send(Subscribe(recipient.into())).await;
     }
 
     /// Terminates the processes, closes the connection in order and returns when that is done: see

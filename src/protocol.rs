@@ -36,7 +36,6 @@ mod start;
 
 use serde::{Deserialize, de::DeserializeOwned};
 
-pub(crate) use self::notification::{Notification, ProcessEvent};
 pub use self::{
     dialect::{Dialect, PathSpelling},
     environment::{EnvironmentInfo, ReadEnvironmentInfo, Shell},
@@ -56,6 +55,10 @@ pub use self::{
         Started,
     },
 };
+pub(crate) use self::{
+    id::SessionId,
+    notification::{Notification, ProcessEvent},
+};
 pub use crate::error::InvalidRequest;
 
 /// A remote method: one value is one request.
@@ -64,6 +67,14 @@ pub trait Method: Send + 'static {
     const NAME: &'static str;
     /// What the server answers with.
     type Response: DeserializeOwned + Send + 'static;
+    /// What is done when the connection is lost before the answer has come. By default the call ends
+    /// as [`OutcomeUnknown`](crate::CallError::OutcomeUnknown).
+    const REPEAT: Repeat = Repeat::Never;
+
+    /// Which queue the request waits in. By default the one for most.
+    fn lane(&self) -> Lane<'_> {
+        Lane::Ordinary
+    }
 
     /// Writes the params, in the dialect of the server that they go to.
     ///
@@ -71,6 +82,33 @@ pub trait Method: Send + 'static {
     ///
     /// When the request cannot be put on the wire, say because a path is relative.
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest>;
+}
+
+/// Whether a request may be made again on a resumed connection, when it is not known whether the server
+/// has carried it out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Repeat {
+    /// It may not: it changes something each time.
+    Never,
+    /// It may: twice is as good as once.
+    Always,
+    /// It may where the server knows it again by the id in its params: servers from 0.142 on.
+    ById,
+}
+
+/// The queue that a request waits in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Lane<'a> {
+    /// In the order of the calls.
+    Ordinary,
+    /// Before all others: small, and urgent.
+    Control,
+    /// Behind the other writes to the stdin of this process, of which the server gets one at a time:
+    /// several might be carried out in any order, and many that the process does not read would block
+    /// the connection.
+    Stdin(&'a ProcessId),
 }
 
 /// The response of methods that answer with an empty object.

@@ -56,9 +56,11 @@ use self::{
 };
 use crate::{
     config::Config,
-    connection::{Call, Close, Connection, ConnectionEvent, Dispatch, ReplySlot, after},
+    connection::{
+        Call, Close, Connection, ConnectionEvent, Dispatch, ForgetProcess, ReplySlot, after,
+    },
     error::{CallError, DisconnectReason, FailureReason, RegisterError},
-    protocol::{ErrorCode, Notification, ProcessId, ReadProcess, Terminate},
+    protocol::{ErrorCode, Notification, ProcessId, ReadProcess, Repeat, Terminate},
 };
 
 /// Registers a session for a process that something else starts, or has started.
@@ -369,6 +371,8 @@ impl Router {
             };
             self.connection.do_send(Dispatch {
                 call: Call::new(read),
+                // The new link is asked for everything that was missed.
+                repeat: Repeat::Never,
                 slot: Box::new(slot),
             });
         }
@@ -376,6 +380,9 @@ impl Router {
 
     fn remove(&mut self, process_id: &ProcessId) -> Option<Route> {
         let route = self.routes.remove(process_id)?;
+        self.connection.do_send(ForgetProcess {
+            process_id: process_id.clone(),
+        });
         if let State::Open {
             draining: Some(Draining { until, .. }),
             ..
@@ -402,6 +409,7 @@ impl Router {
         debug!(process_id:%; "terminating a process without a session");
         self.connection.do_send(Dispatch {
             call: Call::new(Terminate::new(&process_id)),
+            repeat: Repeat::Always,
             slot: Box::new(TerminateSlot {
                 router: context.address().downgrade(),
                 process_id,

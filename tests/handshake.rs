@@ -209,37 +209,88 @@ async fn the_handshake_introduces_the_client() {
 
 #[actix::test]
 async fn p12_older_servers_are_asked_for_what_they_speak() {
-    for (initialized, environment, expected) in [
-        (json!({}), Err(-32601), PathSpelling::Plain),
+    let shell = json!({"shell": {"name": "sh", "path": "/bin/sh"}});
+    let with_cwd = json!({"shell": {"name": "sh", "path": "/bin/sh"}, "cwd": null});
+    let (plain, uri) = (PathSpelling::Plain, PathSpelling::Uri);
+    // What it says to initialize, to environment/info, to fs/close if it is asked, and what that means:
+    // paths, whether writes are deduplicated, and the window.
+    for (initialized, environment, close, expected) in [
+        (json!({}), Err(-32601), None, (plain, false, None)),
         (
             json!({"sessionId": "s"}),
-            Ok(json!({"shell": {"name": "sh", "path": "/bin/sh"}})),
-            PathSpelling::Plain,
+            Err(-32601),
+            None,
+            (plain, false, Some(10)),
         ),
         (
             json!({"sessionId": "s"}),
-            Ok(json!({"shell": {"name": "sh", "path": "/bin/sh"}, "cwd": null})),
-            PathSpelling::Uri,
+            Ok(shell.clone()),
+            Some(Err(-32601)),
+            (plain, false, Some(10)),
+        ),
+        (
+            json!({"sessionId": "s"}),
+            Ok(shell),
+            Some(Ok(json!({}))),
+            (plain, true, Some(30)),
+        ),
+        (
+            json!({"sessionId": "s"}),
+            Ok(with_cwd),
+            None,
+            (uri, true, Some(30)),
         ),
         (
             json!({"sessionId": "s", "later": 1}),
             Ok(json!("nonsense")),
-            PathSpelling::Plain,
+            Some(Err(-32601)),
+            (plain, false, Some(10)),
         ),
     ] {
         let mux = shake(async |peer| {
             let initialize = peer.expect("initialize").await;
             peer.answer(&initialize, initialized).await;
             peer.json().await;
-            let info = peer.expect("environment/info").await;
-            match environment {
-                Ok(environment) => peer.answer(&info, environment).await,
-                Err(code) => peer.reject(&info, code, "stub").await,
+            let answers = [("environment/info", Some(environment)), ("fs/close", close)];
+            for (method, answer) in answers {
+                let Some(answer) = answer else { continue };
+                let request = peer.expect(method).await;
+                match answer {
+                    Ok(result) => peer.answer(&request, result).await,
+                    Err(code) => peer.reject(&request, code, "stub").await,
+                }
             }
         })
         .await
         .unwrap();
-        assert_eq!(mux.server().await.unwrap().dialect.paths, expected);
+        let dialect = mux.server().await.unwrap().dialect;
+        let (paths, deduplicates_writes, window) = expected;
+        assert_eq!(dialect.paths, paths);
+        assert_eq!(dialect.deduplicates_writes, deduplicates_writes);
+        assert_eq!(dialect.resume_window, window.map(Duration::from_secs));
+    }
+}
+
+#[actix::test]
+async fn p12_newer_servers_are_known_by_what_they_can_do() {
+    for (capabilities, window) in [
+        (json!({}), 30),
+        (json!({"shellSnapshotV2": true}), 30),
+        (json!({"fileWriteStreaming": false}), 30),
+        (json!({"fileWriteStreaming": true}), 80),
+        (json!({"fsWatchMissing": true}), 80),
+    ] {
+        let environment = json!({"cwd": null, "capabilities": capabilities});
+        let mux = shake(async |peer| {
+            let initialize = peer.expect("initialize").await;
+            let initialized = json!({"sessionId": "s", "environmentInfo": environment});
+            peer.answer(&initialize, initialized).await;
+        })
+        .await
+        .unwrap();
+        let dialect = mux.server().await.unwrap().dialect;
+        assert!(dialect.deduplicates_writes);
+        assert_eq!(dialect.resume_window, Some(Duration::from_secs(window)));
     }
 }
 

@@ -12,10 +12,11 @@ use tokio::time::Instant;
 use super::{
     Connection,
     pending::{Entry, Pending, ReplySlot, RequestId},
+    queue::Request,
 };
 use crate::{
     error::{CallError, JsonError},
-    protocol::Method,
+    protocol::{Method, Repeat},
 };
 
 /// Calls a remote method: one request, one answer.
@@ -65,6 +66,8 @@ impl<M: Method> Message for Call<M> {
 /// A call whose answer goes to a slot of the sender's.
 pub(crate) struct Dispatch<M> {
     pub(crate) call: Call<M>,
+    /// What is done when the answer is lost with the link, whatever the method says.
+    pub(crate) repeat: Repeat,
     pub(crate) slot: Box<dyn ReplySlot + Send>,
 }
 
@@ -81,6 +84,7 @@ pub(super) struct Submitted {
     pub(super) id: RequestId,
     pub(super) now: Instant,
     pub(super) timeout: Duration,
+    pub(super) repeat: Option<Request>,
     pub(super) pending: Rc<RefCell<Pending>>,
 }
 
@@ -90,6 +94,7 @@ impl Submitted {
             method: M::NAME,
             timeout: self.timeout,
             slot,
+            repeat: self.repeat,
         };
         self.pending.borrow_mut().insert(self.id, self.now, entry);
     }

@@ -1,6 +1,6 @@
 //! The exec-server's handshake: `initialize`, `initialized`, and which dialect it speaks.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use log::debug;
 use serde_json::value::RawValue;
@@ -13,7 +13,7 @@ use super::{
 use crate::{
     error::{ConnectError, DisconnectReason, InvalidRequest},
     protocol::{
-        Dialect, EnvironmentInfo, Method, Params, PathSpelling, ReadEnvironmentInfo,
+        Dialect, EnvironmentInfo, Method, PathSpelling, ReadEnvironmentInfo, SessionId,
         jsonrpc::{self, ErrorObject, Id, Incoming},
     },
 };
@@ -31,21 +31,36 @@ pub struct ServerInfo {
 /// The ids of the handshake's requests; those of calls follow.
 const INITIALIZE: RequestId = 1;
 const ENVIRONMENT: RequestId = 2;
-pub(crate) const LAST_ID: RequestId = ENVIRONMENT;
+const CLOSE_FILE: RequestId = 3;
+pub(crate) const LAST_ID: RequestId = CLOSE_FILE;
 
-struct Initialize {
-    client_name: String,
+/// What a handshake leads to.
+pub(crate) struct Introduced {
+    pub(crate) server: ServerInfo,
+    /// Under which name the server knows the session; none before 0.120.
+    pub(crate) session: Option<SessionId>,
 }
 
-impl Method for Initialize {
-    const NAME: &'static str = "initialize";
-    // Whatever it is that a version answers with; but not something else than an object.
-    type Response = BTreeMap<String, Box<RawValue>>;
+struct Initialize<'a> {
+    client_name: &'a str,
+    resume: Option<&'a SessionId>,
+}
 
-    fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
-        params.field("clientName", &self.client_name)
+impl Initialize<'_> {
+    fn request(&self) -> Result<Vec<u8>, InvalidRequest> {
+        jsonrpc::encode(INITIALIZE, "initialize", PLAIN, |params| {
+            params.field("clientName", self.client_name)?;
+            params.optional("resumeSessionId", self.resume)
+        })
     }
 }
+
+/// No path is in the requests of the handshake, so that any dialect will do.
+const PLAIN: Dialect = Dialect::new(PathSpelling::Plain);
+
+/// Whatever it is that a version answers with; but not something else than an object. That a member is
+/// there may decide; what it says is for information, and may be new.
+type Initialized = BTreeMap<String, Box<RawValue>>;
 
 /// Introduces this client. `server` names the server in errors.
 pub(crate) async fn handshake(
@@ -53,61 +68,72 @@ pub(crate) async fn handshake(
     writer: &mut MessageWriter,
     client_name: &str,
     server: &str,
-) -> Result<ServerInfo, ConnectError> {
+) -> Result<Introduced, ConnectError> {
     let mut exchange = Exchange {
         reader,
         writer,
         server,
     };
     let initialize = Initialize {
-        client_name: client_name.to_owned(),
+        client_name,
+        resume: None,
     };
-    let result = match exchange.call(INITIALIZE, &initialize).await? {
-        Ok(result) => result,
-        Err(error) => {
-            return Err(ConnectError::HandshakeRejected {
-                server: server.to_owned(),
-                code: error.code,
-                message: error.message,
-            });
+    let initialized = exchange.initialize(&initialize).await?;
+    let session = initialized.get("sessionId");
+    let session = session.and_then(|id| serde_json::from_str::<SessionId>(id.get()).ok());
+    let mut dialect = PLAIN;
+    dialect.resume_window = session.as_ref().map(|_| Duration::from_secs(10));
+    let environment = match initialized.get("environmentInfo") {
+        Some(info) => {
+            dialect.deduplicates_writes = true;
+            dialect.paths = PathSpelling::Uri;
+            serde_json::from_str(info.get()).ok()
         }
+        None => exchange.explore(&mut dialect).await?,
     };
-    let mut initialized: <Initialize as Method>::Response = serde_json::from_str(result.get())
-        .map_err(|error| exchange.not_exec_server(crate::JsonError::from(error)))?;
-    exchange
-        .send(br#"{"method":"initialized","params":{}}"#)
-        .await?;
+    if dialect.deduplicates_writes && session.is_some() {
+        dialect.resume_window = Some(resume_window(environment.as_ref()));
+    }
+    Ok(Introduced {
+        server: ServerInfo {
+            dialect,
+            environment,
+        },
+        session,
+    })
+}
 
-    // That it is there decides; what it says is for information, and may be new.
-    if let Some(info) = initialized.remove("environmentInfo") {
-        return Ok(ServerInfo {
-            dialect: Dialect::new(PathSpelling::Uri),
-            environment: serde_json::from_str(info.get()).ok(),
-        });
+/// How long a server from 0.142 on keeps a session. It does not tell; its release is known by what it
+/// can do.
+fn resume_window(environment: Option<&EnvironmentInfo>) -> Duration {
+    let can = |capability| {
+        environment.is_some_and(|info| info.capabilities.get(capability) == Some(&true))
+    };
+    if can("fileWriteStreaming") || can("fsWatchMissing") {
+        return Duration::from_secs(80);
     }
-    // An older server. Those that know the key `cwd`, if only as null, want URIs.
-    match exchange.call(ENVIRONMENT, &ReadEnvironmentInfo).await? {
-        Ok(result) => {
-            let knows_cwd = serde_json::from_str::<serde_json::Value>(result.get())
-                .is_ok_and(|info| info.get("cwd").is_some());
-            let paths = if knows_cwd {
-                PathSpelling::Uri
-            } else {
-                PathSpelling::Plain
-            };
-            Ok(ServerInfo {
-                dialect: Dialect::new(paths),
-                environment: serde_json::from_str(result.get()).ok(),
-            })
-        }
-        Err(ErrorObject { code, .. }) => {
-            debug!(code:%; "no environment/info, an older server");
-            Ok(ServerInfo {
-                dialect: Dialect::new(PathSpelling::Plain),
-                environment: None,
-            })
-        }
-    }
+    Duration::from_secs(30)
+}
+
+/// Introduces this client as the one whose connection was lost.
+pub(crate) async fn resume(
+    reader: &mut MessageReader,
+    writer: &mut MessageWriter,
+    client_name: &str,
+    session: &SessionId,
+    server: &str,
+) -> Result<(), ConnectError> {
+    let mut exchange = Exchange {
+        reader,
+        writer,
+        server,
+    };
+    let initialize = Initialize {
+        client_name,
+        resume: Some(session),
+    };
+    exchange.initialize(&initialize).await?;
+    Ok(())
 }
 
 /// Requests and their answers, one after the other, before there is anything else.
@@ -118,6 +144,60 @@ struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
+    async fn initialize(
+        &mut self,
+        initialize: &Initialize<'_>,
+    ) -> Result<Initialized, ConnectError> {
+        let request = initialize
+            .request()
+            .map_err(|error| self.not_exec_server(error))?;
+        let result = match self.exchange(INITIALIZE, "initialize", &request).await? {
+            Ok(result) => result,
+            Err(error) => {
+                return Err(ConnectError::HandshakeRejected {
+                    server: self.server.to_owned(),
+                    code: error.code,
+                    message: error.message,
+                });
+            }
+        };
+        let initialized = serde_json::from_str(result.get())
+            .map_err(|error| self.not_exec_server(crate::JsonError::from(error)))?;
+        self.send(br#"{"method":"initialized","params":{}}"#)
+            .await?;
+        Ok(initialized)
+    }
+
+    /// Finds out what a server before 0.150 speaks, which does not tell.
+    async fn explore(
+        &mut self,
+        dialect: &mut Dialect,
+    ) -> Result<Option<EnvironmentInfo>, ConnectError> {
+        let info = match self.call(ENVIRONMENT, &ReadEnvironmentInfo).await? {
+            Ok(info) => info,
+            Err(ErrorObject { code, .. }) => {
+                debug!(code:%; "no environment/info, a server before 0.139");
+                return Ok(None);
+            }
+        };
+        // Those that know the key `cwd`, if only as null, want URIs.
+        let knows_cwd = serde_json::from_str::<serde_json::Value>(info.get())
+            .is_ok_and(|info| info.get("cwd").is_some());
+        if knows_cwd {
+            dialect.paths = PathSpelling::Uri;
+            dialect.deduplicates_writes = true;
+        } else {
+            // Closing a file that is not open does nothing. The method came with much else, in 0.142.
+            let request = jsonrpc::encode(CLOSE_FILE, "fs/close", PLAIN, |params| {
+                params.field("handleId", "execmux")
+            })
+            .map_err(|error| self.not_exec_server(error))?;
+            let closed = self.exchange(CLOSE_FILE, "fs/close", &request).await?;
+            dialect.deduplicates_writes = closed.is_ok();
+        }
+        Ok(serde_json::from_str(info.get()).ok())
+    }
+
     async fn send(&mut self, json: &[u8]) -> Result<(), ConnectError> {
         self.writer.encoder.text(json, &mut self.writer.buffer);
         self.flush().await
@@ -133,10 +213,19 @@ impl Exchange<'_> {
         id: RequestId,
         method: &M,
     ) -> Result<Result<Box<RawValue>, ErrorObject>, ConnectError> {
-        // No path is in these requests, so that any dialect will do.
-        let json = jsonrpc::encode_request(id, method, Dialect::new(PathSpelling::Plain))
+        let request = jsonrpc::encode_request(id, method, PLAIN)
             .map_err(|error| self.not_exec_server(error))?;
-        self.send(&json).await?;
+        self.exchange(id, M::NAME, &request).await
+    }
+
+    /// Sends a request and waits for its answer.
+    async fn exchange(
+        &mut self,
+        id: RequestId,
+        method: &str,
+        request: &[u8],
+    ) -> Result<Result<Box<RawValue>, ErrorObject>, ConnectError> {
+        self.send(request).await?;
         loop {
             let message = self.reader.message().await;
             let text = match message.map_err(|reason| self.disconnected(reason))? {
@@ -161,7 +250,7 @@ impl Exchange<'_> {
                     result,
                 } if answered == id => {
                     let result = result.ok_or_else(|| {
-                        self.not_exec_server(format_args!("its answer to {} is empty", M::NAME))
+                        self.not_exec_server(format_args!("its answer to {method} is empty"))
                     })?;
                     return Ok(Ok(result.to_owned()));
                 }
@@ -173,20 +262,19 @@ impl Exchange<'_> {
                 }
                 Incoming::Error { error, .. } => {
                     return Err(self.not_exec_server(format_args!(
-                        "it did not understand {}: {}",
-                        M::NAME,
+                        "it did not understand {method}: {}",
                         error.message
                     )));
                 }
-                Incoming::Request { method, .. } => {
+                Incoming::Request { method: theirs, .. } => {
                     return Err(self.not_exec_server(format_args!(
-                        "it sent a request ({method}) before the handshake was over"
+                        "it sent a request ({theirs}) before the handshake was over"
                     )));
                 }
                 Incoming::Response { .. } => {
                     return Err(self.not_exec_server("it answered what was not asked"));
                 }
-                // Nothing of this client runs yet, so that this is not for it.
+                // Either nothing of this client runs yet, or all that was missed is about to be read.
                 Incoming::Notification(_) | Incoming::OtherNotification { .. } => {
                     debug!("notification during the handshake ignored");
                 }

@@ -30,6 +30,8 @@ pub(crate) struct Reading {
     pub(crate) reader: MessageReader,
     pub(crate) answers: Answers,
     pub(crate) connection: WeakAddr<Connection>,
+    /// Which of the connection's links it reads.
+    pub(crate) link: u64,
     pub(crate) events: WeakRecipient<ConnectionEvent>,
     /// Told by the writer when it fails; taken once reading begins.
     pub(crate) write_failed: Option<oneshot::Receiver<DisconnectReason>>,
@@ -48,7 +50,10 @@ impl Reading {
     pub(crate) async fn run(mut self) {
         let reason = self.read().await;
         if let Some(connection) = self.connection.upgrade() {
-            connection.do_send(LinkEnded { reason });
+            connection.do_send(LinkEnded {
+                link: self.link,
+                reason,
+            });
         }
     }
 

@@ -1,19 +1,21 @@
 //! What waits to be written, and the task that writes it.
 
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell, RefMut},
+    collections::VecDeque,
+    rc::Rc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::{
     select,
-    sync::{
-        mpsc::{self, UnboundedReceiver, UnboundedSender, WeakUnboundedSender},
-        oneshot,
-    },
-    time::sleep,
+    sync::{Notify, oneshot},
+    time::{Instant, sleep},
 };
 
-use super::socket::MessageWriter;
-use crate::error::DisconnectReason;
+use super::{pending::RequestId, queue::Queue, socket::MessageWriter};
+use crate::{error::DisconnectReason, protocol::ProcessId};
 
 /// Gathered and written at once, as far as there is so much.
 const WRITE_SIZE: usize = 64 << 10;
@@ -22,58 +24,86 @@ const WRITE_SIZE: usize = 64 << 10;
 /// they are dropped, for a peer that asks without reading is not owed any.
 const MAX_ANSWERS: usize = 64;
 
+#[derive(Debug)]
 enum Frame {
-    Text(Vec<u8>),
+    Text(Bytes),
     Ping,
     Pong(Bytes),
 }
 
-/// The queue of one connection. Its channels have no bound of their own: requests are bounded by
-/// bytes, answers by count, both here. When it is dropped, the writer writes what is queued and then
-/// closes the socket.
-#[derive(Debug)]
-pub(crate) struct Outgoing {
-    requests: UnboundedSender<Frame>,
-    queued: Rc<Queued>,
-    max_bytes: usize,
-    /// Keeps the channel open that [`Answers`] hold weakly.
-    _answers: UnboundedSender<Frame>,
-    /// Tells the writer to stop; dropped with this, that its time is limited.
-    stop: oneshot::Sender<()>,
-}
+/// The requests of one connection that wait for a link, and outlive it.
+#[derive(Debug, Clone)]
+pub(crate) struct Outgoing(Rc<Shared>);
 
-/// For answers; does not keep the queue open.
 #[derive(Debug)]
-pub(crate) struct Answers {
-    answers: WeakUnboundedSender<Frame>,
-    queued: Rc<Queued>,
-}
-
-#[derive(Debug, Default)]
-struct Queued {
-    bytes: Cell<usize>,
-    answers: Cell<usize>,
+struct Shared {
+    queue: RefCell<Queue>,
+    changed: Notify,
 }
 
 impl Outgoing {
-    /// Starts the task that writes to `writer`. When writing fails, `failed` is told why.
+    pub(crate) fn new(queue: Queue) -> Self {
+        Outgoing(Rc::new(Shared {
+            queue: RefCell::new(queue),
+            changed: Notify::new(),
+        }))
+    }
+
+    /// The queue. What is added to it is written when the caller returns to its task.
+    pub(crate) fn queue(&self) -> RefMut<'_, Queue> {
+        self.0.changed.notify_one();
+        self.0.queue.borrow_mut()
+    }
+
+    /// Notes that a request is answered, or will not be.
+    pub(crate) fn ended(&self, id: RequestId) {
+        if self.0.queue.borrow_mut().ended(id) {
+            self.0.changed.notify_one();
+        }
+    }
+
+    /// Forgets a process that has ended.
+    pub(crate) fn forget(&self, process_id: &ProcessId) {
+        self.0.queue.borrow_mut().forget(process_id);
+    }
+
+    /// Bytes of requests that are not written yet.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.0.queue.borrow().bytes()
+    }
+}
+
+/// What writes to one link. When it is dropped, what is queued is still written, and then the socket is
+/// closed.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    outgoing: Outgoing,
+    answers: Rc<RefCell<VecDeque<Frame>>>,
+    is_finishing: Rc<Cell<bool>>,
+    /// Tells the task to stop; dropped with this, that its time is limited.
+    stop: Option<oneshot::Sender<()>>,
+}
+
+impl Writer {
+    /// Starts the task that writes what is `outgoing` to `writer`. When writing fails, `failed` is told
+    /// why.
     pub(crate) fn start(
         writer: MessageWriter,
-        max_bytes: usize,
+        outgoing: Outgoing,
         close_timeout: Duration,
         failed: oneshot::Sender<DisconnectReason>,
     ) -> (Self, Answers) {
-        let (requests, queued_requests) = mpsc::unbounded_channel();
-        let (answers, queued_answers) = mpsc::unbounded_channel();
         let (stop, stopped) = oneshot::channel();
-        let queued = Rc::new(Queued::default());
+        let answers = Rc::new(RefCell::new(VecDeque::new()));
+        let is_finishing = Rc::new(Cell::new(false));
+        outgoing.0.queue.borrow_mut().flushed();
         let writing = Writing {
             writer,
-            requests: queued_requests,
-            answers: queued_answers,
-            queued: queued.clone(),
+            outgoing: outgoing.clone(),
+            answers: answers.clone(),
+            is_finishing: is_finishing.clone(),
         };
-        // Ends when the queue is dropped: after what is queued is written, or after the timeout.
+        // Ends when the handle is dropped: after what is queued is written, or after the timeout.
         actix_rt::spawn(async move {
             let overdue = async {
                 if stopped.await.is_err() {
@@ -90,48 +120,41 @@ impl Outgoing {
             }
         });
         let for_answers = Answers {
-            answers: answers.downgrade(),
-            queued: queued.clone(),
+            outgoing: outgoing.clone(),
+            answers: answers.clone(),
         };
-        let outgoing = Outgoing {
-            requests,
-            queued,
-            max_bytes,
-            _answers: answers,
-            stop,
+        let writer = Writer {
+            outgoing,
+            answers,
+            is_finishing,
+            stop: Some(stop),
         };
-        (outgoing, for_answers)
+        (writer, for_answers)
     }
 
-    /// Queues a request, unless that exceeds the bound. One request always fits.
-    pub(crate) fn request(&self, json: Vec<u8>) -> Result<(), QueueFull> {
-        let queued_bytes = self.queued.bytes.get();
-        if queued_bytes > 0 && queued_bytes + json.len() > self.max_bytes {
-            return Err(QueueFull { queued_bytes });
+    /// Writes nothing more. What is queued stays: either for the next link, or its callers are told
+    /// that the connection is gone, so that it must not be carried out after that.
+    pub(crate) fn discard(mut self) {
+        if let Some(stop) = self.stop.take() {
+            // The task may have ended.
+            let _ended = stop.send(());
         }
-        self.queued.bytes.set(queued_bytes + json.len());
-        // The writer is gone only after an error, and then the reader is about to end all calls.
-        let _ended = self.requests.send(Frame::Text(json));
-        Ok(())
-    }
-
-    /// Forgets what is queued. Its callers are told that the connection is gone, so that it must not
-    /// be carried out after that.
-    pub(crate) fn discard(self) {
-        // The writer may have ended.
-        let _ended = self.stop.send(());
-    }
-
-    /// Bytes of requests that are not written yet.
-    pub(crate) fn queued_bytes(&self) -> usize {
-        self.queued.bytes.get()
     }
 }
 
-/// The bound of the queue is reached.
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.is_finishing.set(true);
+        self.answers.borrow_mut().clear();
+        self.outgoing.0.changed.notify_one();
+    }
+}
+
+/// For answers to what the peer asks.
 #[derive(Debug)]
-pub(crate) struct QueueFull {
-    pub(crate) queued_bytes: usize,
+pub(crate) struct Answers {
+    outgoing: Outgoing,
+    answers: Rc<RefCell<VecDeque<Frame>>>,
 }
 
 impl Answers {
@@ -144,75 +167,68 @@ impl Answers {
     }
 
     pub(crate) fn text(&self, json: Vec<u8>) {
-        self.push(Frame::Text(json));
+        self.push(Frame::Text(json.into()));
     }
 
     fn push(&self, frame: Frame) {
-        let count = self.queued.answers.get();
-        if count < MAX_ANSWERS
-            && let Some(answers) = self.answers.upgrade()
-            && answers.send(frame).is_ok()
-        {
-            self.queued.answers.set(count + 1);
+        let mut answers = self.answers.borrow_mut();
+        if answers.len() < MAX_ANSWERS {
+            answers.push_back(frame);
+            self.outgoing.0.changed.notify_one();
         }
     }
 }
 
 struct Writing {
     writer: MessageWriter,
-    requests: UnboundedReceiver<Frame>,
-    answers: UnboundedReceiver<Frame>,
-    queued: Rc<Queued>,
+    outgoing: Outgoing,
+    answers: Rc<RefCell<VecDeque<Frame>>>,
+    is_finishing: Rc<Cell<bool>>,
 }
 
 impl Writing {
     async fn run(mut self) -> Result<(), DisconnectReason> {
+        let shared = self.outgoing.0.clone();
         loop {
-            let mut bytes = 0;
-            let mut answers = 0;
-            select! {
-                biased;
-                Some(answer) = self.answers.recv() => {
-                    answers += 1;
-                    self.gather(answer);
+            self.fill();
+            if self.writer.buffer.is_empty() {
+                // A write that waits for another goes when that is answered.
+                if self.is_finishing.get() && shared.queue.borrow().bytes() == 0 {
+                    return self.writer.close().await;
                 }
-                Some(request) = self.requests.recv() => bytes += self.gather(request),
-                else => return self.writer.close().await,
-            }
-            while self.writer.buffer.len() < WRITE_SIZE {
-                if let Ok(answer) = self.answers.try_recv() {
-                    answers += 1;
-                    self.gather(answer);
-                } else if let Ok(request) = self.requests.try_recv() {
-                    bytes += self.gather(request);
-                } else {
-                    break;
-                }
+                shared.changed.notified().await;
+                continue;
             }
             self.writer.flush().await?;
-            self.queued.bytes.update(|queued| queued - bytes);
-            self.queued.answers.update(|queued| queued - answers);
+            shared.queue.borrow_mut().flushed();
         }
     }
 
-    /// Encodes a frame and returns the bytes of its text.
-    fn gather(&mut self, frame: Frame) -> usize {
+    /// Gathers what is to be written next.
+    fn fill(&mut self) {
+        let now = Instant::now();
+        while self.writer.buffer.len() < WRITE_SIZE {
+            let answer = self.answers.borrow_mut().pop_front();
+            if let Some(answer) = answer {
+                self.gather(answer);
+                continue;
+            }
+            let request = self.outgoing.0.queue.borrow_mut().next(now);
+            let Some(request) = request else {
+                break;
+            };
+            self.gather(Frame::Text(request.json));
+        }
+    }
+
+    fn gather(&mut self, frame: Frame) {
         let MessageWriter {
             encoder, buffer, ..
         } = &mut self.writer;
         match frame {
-            Frame::Text(json) => {
-                encoder.text(&json, buffer);
-                json.len()
-            }
-            Frame::Ping => {
-                encoder.ping(buffer);
-                0
-            }
-            Frame::Pong(payload) => {
-                encoder.pong(&payload, buffer);
-                0
-            }
+            Frame::Text(json) => encoder.text(&json, buffer),
+            Frame::Ping => encoder.ping(buffer),
+            Frame::Pong(payload) => encoder.pong(&payload, buffer),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::{
 use bytestring::ByteString;
 use tokio::time::Instant;
 
+use super::queue::Request;
 use crate::error::CallError;
 
 /// Returns `now + duration`, or, for those who mean "never" by it, an instant far enough.
@@ -28,6 +29,9 @@ pub(crate) trait ReplySlot {
 
     /// Whether nobody waits for the answer any more.
     fn is_abandoned(&self) -> bool;
+
+    /// Notes that the request is made again, on another link: the server may have carried it out before.
+    fn repeated(&mut self) {}
 }
 
 /// A call that waits for its answer.
@@ -35,6 +39,8 @@ pub(crate) struct Entry {
     pub(crate) method: &'static str,
     pub(crate) timeout: Duration,
     pub(crate) slot: Box<dyn ReplySlot>,
+    /// For making the request again if its answer is lost with the link.
+    pub(crate) repeat: Option<Request>,
 }
 
 impl fmt::Debug for Entry {
@@ -90,14 +96,14 @@ impl Pending {
     }
 
     /// Takes out one call whose deadline has passed.
-    pub(crate) fn take_expired(&mut self, now: Instant) -> Option<Entry> {
+    pub(crate) fn take_expired(&mut self, now: Instant) -> Option<(RequestId, Entry)> {
         while let Some(&Reverse((deadline, id))) = self.deadlines.peek() {
             if deadline > now && self.entries.contains_key(&id) {
                 return None;
             }
             self.deadlines.pop();
             if let Some(entry) = self.entries.remove(&id) {
-                return Some(entry);
+                return Some((id, entry));
             }
         }
         None
@@ -114,6 +120,40 @@ impl Pending {
         let mut entries: Vec<_> = self.entries.drain().collect();
         entries.sort_unstable_by_key(|(id, _)| *id);
         entries.into_iter().map(|(_, entry)| entry).collect()
+    }
+
+    /// Takes out the calls whose answers are lost with the link and that cannot be made again, and returns
+    /// the requests of the others, both in order. `is_unsent` tells which were not written yet.
+    pub(crate) fn resolve_lost(
+        &mut self,
+        is_unsent: impl Fn(RequestId) -> bool,
+    ) -> (Vec<(RequestId, Entry)>, Vec<Request>) {
+        let mut sent: Vec<_> = self
+            .entries
+            .keys()
+            .copied()
+            .filter(|&id| !is_unsent(id))
+            .collect();
+        sent.sort_unstable();
+        let (mut lost, mut again) = (Vec::new(), Vec::new());
+        for id in sent {
+            let Entry { slot, repeat, .. } = match self.entries.get_mut(&id) {
+                Some(entry) => entry,
+                None => continue,
+            };
+            match repeat {
+                Some(request) => {
+                    slot.repeated();
+                    again.push(request.clone());
+                }
+                None => lost.extend(self.entries.remove(&id).map(|entry| (id, entry))),
+            }
+        }
+        (lost, again)
+    }
+
+    pub(crate) fn contains(&self, id: RequestId) -> bool {
+        self.entries.contains_key(&id)
     }
 
     /// Returns the soonest deadline of a call that waits.
@@ -163,6 +203,7 @@ mod tests {
             method: "x",
             timeout: Duration::from_secs(seconds),
             slot: Box::new(LogSlot(log.clone())),
+            repeat: None,
         };
         pending.insert(id, now, entry);
         (id, log)
@@ -203,13 +244,13 @@ mod tests {
         assert!(pending.take_expired(now).is_none());
         let at = |seconds| now + Duration::from_secs(seconds);
         assert_eq!(
-            pending.take_expired(at(1)).unwrap().timeout,
+            pending.take_expired(at(1)).unwrap().1.timeout,
             Duration::from_secs(1)
         );
         assert!(pending.take_expired(at(4)).is_none());
         assert_eq!(pending.next_deadline(), Some(at(5)));
         assert_eq!(
-            pending.take_expired(at(9)).unwrap().timeout,
+            pending.take_expired(at(9)).unwrap().1.timeout,
             Duration::from_secs(5)
         );
         assert!(pending.take_expired(at(9)).is_none());
@@ -237,6 +278,30 @@ mod tests {
                 .take_expired(now + Duration::from_secs(1 << 25))
                 .is_none()
         );
+    }
+
+    #[test]
+    fn p8_answers_that_are_lost_are_asked_for_again_or_given_up() {
+        let (now, mut pending) = (Instant::now(), Pending::default());
+        let (again, _log) = enter(&mut pending, now, 1);
+        let (given_up, _log) = enter(&mut pending, now, 1);
+        let (unsent, _log) = enter(&mut pending, now, 1);
+        pending.entries.get_mut(&again).unwrap().repeat = Some(Request {
+            id: again,
+            json: "again".into(),
+            is_control: false,
+        });
+        let (lost, repeat) = pending.resolve_lost(|id| id == unsent);
+        assert_eq!(
+            lost.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+            [given_up]
+        );
+        assert_eq!(
+            repeat.iter().map(|request| request.id).collect::<Vec<_>>(),
+            [again]
+        );
+        assert!(pending.contains(again) && pending.contains(unsent));
+        assert_eq!(pending.len(), 2);
     }
 
     #[test]

@@ -22,6 +22,7 @@ const RETRY: Duration = Duration::from_millis(10);
 pub(super) struct Sweeper {
     timer: Rc<Timer>,
     last: Option<Instant>,
+    connection: WeakAddr<Connection>,
     _task: Task,
 }
 
@@ -36,12 +37,18 @@ impl Sweeper {
             at: Cell::new(None),
             set: Notify::new(),
         });
-        let task = Task::spawn(run(timer.clone(), connection));
+        let task = Task::spawn(run(timer.clone(), connection.clone()));
         Sweeper {
             timer,
             last: None,
+            connection,
             _task: task,
         }
+    }
+
+    /// The connection that it has swept.
+    pub(super) fn connection(&self) -> WeakAddr<Connection> {
+        self.connection.clone()
     }
 
     /// Sees to it that the next sweep is not later than `at`.

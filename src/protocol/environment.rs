@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{InvalidRequest, Method, Params, params::read_path};
+use super::{InvalidRequest, Method, Params, Repeat, params::read_path};
 
 /// `environment/info`: asks what the server runs on (servers from 0.139 on).
 #[derive(Debug, Clone, Copy, Default)]
@@ -13,6 +13,7 @@ pub struct ReadEnvironmentInfo;
 impl Method for ReadEnvironmentInfo {
     const NAME: &'static str = "environment/info";
     type Response = EnvironmentInfo;
+    const REPEAT: Repeat = Repeat::Always;
 
     fn write_params(&self, _: &mut Params<'_>) -> Result<(), InvalidRequest> {
         Ok(())

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Done, InvalidRequest, Method, Params, base64};
+use super::{Done, InvalidRequest, Method, Params, Repeat, base64};
 
 /// What most file methods take beside their own params.
 #[derive(Debug, Clone, Default)]
@@ -73,6 +73,7 @@ impl ReadFile {
 impl Method for ReadFile {
     const NAME: &'static str = "fs/readFile";
     type Response = FileContent;
+    const REPEAT: Repeat = Repeat::Always;
 
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
         params.path("path", &self.path)?;
@@ -202,6 +203,7 @@ impl ReadMetadata {
 impl Method for ReadMetadata {
     const NAME: &'static str = "fs/getMetadata";
     type Response = Metadata;
+    const REPEAT: Repeat = Repeat::Always;
 
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
         params.path("path", &self.path)?;
@@ -253,6 +255,7 @@ impl ReadDirectory {
 impl Method for ReadDirectory {
     const NAME: &'static str = "fs/readDirectory";
     type Response = DirectoryListing;
+    const REPEAT: Repeat = Repeat::Always;
 
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
         params.path("path", &self.path)?;

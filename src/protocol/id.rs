@@ -12,6 +12,18 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+/// What a server calls a session of its own, for a connection that is lost to be resumed. It is a secret:
+/// whoever knows it can take the session over.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct SessionId(String);
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SessionId(…)")
+    }
+}
+
 /// The name of a process on the wire, chosen by the client and unique in its session. Not a pid.
 ///
 /// The id of an ended process stays taken for 30 to 80 seconds, depending on the server: use fresh

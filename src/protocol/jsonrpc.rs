@@ -96,14 +96,24 @@ pub(crate) fn encode_request<M: Method>(
     method: &M,
     dialect: Dialect,
 ) -> Result<Vec<u8>, InvalidRequest> {
+    encode(id, M::NAME, dialect, |params| method.write_params(params))
+}
+
+/// Encodes a request whose params `write` writes.
+pub(crate) fn encode(
+    id: i64,
+    method: &str,
+    dialect: Dialect,
+    write: impl FnOnce(&mut Params<'_>) -> Result<(), InvalidRequest>,
+) -> Result<Vec<u8>, InvalidRequest> {
     let mut json = Vec::with_capacity(128);
     json.extend_from_slice(b"{\"id\":");
     json.extend_from_slice(id.to_string().as_bytes());
     json.extend_from_slice(b",\"method\":\"");
-    json.extend_from_slice(M::NAME.as_bytes());
+    json.extend_from_slice(method.as_bytes());
     json.extend_from_slice(b"\",\"params\":");
     let mut params = Params::open(&mut json, dialect);
-    method.write_params(&mut params)?;
+    write(&mut params)?;
     params.close();
     json.push(b'}');
     if json.len() > MAX_REQUEST_SIZE {

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::{Done, InvalidRequest, Method, Params, ProcessId, WriteId, base64};
+use super::{Done, InvalidRequest, Lane, Method, Params, ProcessId, Repeat, WriteId, base64};
 
 /// One of the streams of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
@@ -67,6 +67,7 @@ impl ReadProcess {
 impl Method for ReadProcess {
     const NAME: &'static str = "process/read";
     type Response = RetainedOutput;
+    const REPEAT: Repeat = Repeat::Always;
 
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
         params.field("processId", &self.process_id)?;
@@ -128,6 +129,8 @@ impl fmt::Debug for OutputChunk {
 
 /// `process/write`: writes to the stdin of a process on a pty, or with
 /// [`pipe_stdin`](super::StartProcess::pipe_stdin).
+///
+/// The writes to one process are sent one after the other, each when the one before is answered.
 #[derive(Clone)]
 #[must_use]
 pub struct WriteStdin {
@@ -165,6 +168,11 @@ impl fmt::Debug for WriteStdin {
 impl Method for WriteStdin {
     const NAME: &'static str = "process/write";
     type Response = Written;
+    const REPEAT: Repeat = Repeat::ById;
+
+    fn lane(&self) -> Lane<'_> {
+        Lane::Stdin(&self.process_id)
+    }
 
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
         params.field("processId", &self.process_id)?;
@@ -221,6 +229,11 @@ impl Terminate {
 impl Method for Terminate {
     const NAME: &'static str = "process/terminate";
     type Response = Terminated;
+    const REPEAT: Repeat = Repeat::Always;
+
+    fn lane(&self) -> Lane<'_> {
+        Lane::Control
+    }
 
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
         params.field("processId", &self.process_id)
@@ -257,6 +270,11 @@ impl Interrupt {
 impl Method for Interrupt {
     const NAME: &'static str = "process/signal";
     type Response = Done;
+    const REPEAT: Repeat = Repeat::Always;
+
+    fn lane(&self) -> Lane<'_> {
+        Lane::Control
+    }
 
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
         params.field("processId", &self.process_id)?;

@@ -12,7 +12,7 @@ use super::{Router, routes::RouteKey, session::Session};
 use crate::{
     connection::{Call, Connection, Dispatch, ReplySlot, decode_response},
     error::{CallError, RegisterError, StartError},
-    protocol::{ProcessId, StartProcess, Started},
+    protocol::{ErrorCode, ProcessId, ReadProcess, Repeat, StartProcess, Started},
 };
 
 /// Registers a session, then starts its process.
@@ -110,10 +110,13 @@ impl MessageResponse<Router, Start> for PendingStart {
         match self.0 {
             Ok(registered) => registered.connection.do_send(Dispatch {
                 call: registered.call,
+                repeat: Repeat::Always,
                 slot: Box::new(StartSlot {
+                    connection: registered.connection.downgrade(),
                     router: registered.router,
                     process_id: registered.process_id,
                     key: registered.key,
+                    is_repeated: false,
                     sender,
                 }),
             }),
@@ -129,15 +132,17 @@ impl MessageResponse<Router, Start> for PendingStart {
 
 /// Where the answer to a start goes: to the router, and to the caller.
 struct StartSlot {
+    connection: WeakAddr<Connection>,
     router: WeakAddr<Router>,
     process_id: ProcessId,
     key: RouteKey,
+    /// Whether the request was made twice, because the answer to the first was lost.
+    is_repeated: bool,
     sender: Option<OneshotSender<Result<Started, StartError>>>,
 }
 
-impl ReplySlot for StartSlot {
-    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
-        let outcome = outcome.and_then(|json| decode_response::<StartProcess>(&json));
+impl StartSlot {
+    fn end(self, outcome: Result<Started, CallError>) {
         let process = match &outcome {
             Ok(_) => Some(StartedProcess::Running),
             Err(CallError::DeadlineExceeded { .. } | CallError::InvalidResponse { .. }) => {
@@ -146,8 +151,10 @@ impl ReplySlot for StartSlot {
             Err(
                 CallError::Rejected { .. }
                 | CallError::Overloaded { .. }
+                | CallError::Stuck { .. }
                 | CallError::InvalidRequest { .. },
             ) => Some(StartedProcess::NotStarted),
+            Err(CallError::OutcomeUnknown { .. }) => Some(StartedProcess::Unknown),
             // All sessions are told of that.
             Err(CallError::Disconnected { .. }) => None,
         };
@@ -166,9 +173,65 @@ impl ReplySlot for StartSlot {
             let _gone = sender.send(outcome.map_err(StartError::from));
         }
     }
+}
+
+impl ReplySlot for StartSlot {
+    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
+        match outcome {
+            // That the id is taken may mean that the first request has started the process.
+            Err(rejection)
+                if self.is_repeated && rejection.code() == Some(ErrorCode::INVALID_REQUEST) =>
+            {
+                let Some(connection) = self.connection.upgrade() else {
+                    return self.end(Err(rejection));
+                };
+                connection.do_send(Dispatch {
+                    call: Call::new(ReadProcess::new(&self.process_id).max_bytes(1)),
+                    repeat: Repeat::Always,
+                    slot: Box::new(ExistsSlot {
+                        start: self,
+                        rejection,
+                    }),
+                });
+            }
+            outcome => {
+                let outcome = outcome.and_then(|json| decode_response::<StartProcess>(&json));
+                self.end(outcome);
+            }
+        }
+    }
 
     fn is_abandoned(&self) -> bool {
         // The router needs the answer also when the caller does not.
+        false
+    }
+
+    fn repeated(&mut self) {
+        self.is_repeated = true;
+    }
+}
+
+/// Where the answer goes to whether a process exists whose start was refused the second time.
+struct ExistsSlot {
+    start: Box<StartSlot>,
+    rejection: CallError,
+}
+
+impl ReplySlot for ExistsSlot {
+    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
+        let ExistsSlot { start, rejection } = *self;
+        let outcome = match outcome {
+            Ok(_) => Ok(Started {
+                process_id: start.process_id.clone(),
+                sandbox_type: None,
+            }),
+            Err(CallError::Rejected { .. }) => Err(rejection),
+            Err(unanswered) => Err(unanswered),
+        };
+        start.end(outcome);
+    }
+
+    fn is_abandoned(&self) -> bool {
         false
     }
 }

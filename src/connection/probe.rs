@@ -1,0 +1,59 @@
+//! The question whether the server still answers anything.
+
+use actix::{Message, WeakAddr};
+use bytestring::ByteString;
+use serde::de::IgnoredAny;
+
+use super::{Connection, pending::ReplySlot};
+use crate::{
+    error::{CallError, InvalidRequest},
+    protocol::{Lane, Method, Params},
+};
+
+/// `environment/status`: the cheapest question. Servers that do not know it answer, too.
+pub(super) struct ReadStatus;
+
+impl Method for ReadStatus {
+    const NAME: &'static str = "environment/status";
+    type Response = IgnoredAny;
+
+    fn write_params(&self, _: &mut Params<'_>) -> Result<(), InvalidRequest> {
+        Ok(())
+    }
+
+    fn lane(&self) -> Lane<'_> {
+        Lane::Control
+    }
+}
+
+/// The question is answered, or is not.
+pub(super) struct Probed {
+    /// On which link it was asked.
+    pub(super) link: u64,
+    pub(super) is_answered: bool,
+}
+
+impl Message for Probed {
+    type Result = ();
+}
+
+/// Where the answer goes.
+pub(super) struct ProbeSlot {
+    pub(super) connection: WeakAddr<Connection>,
+    pub(super) link: u64,
+}
+
+impl ReplySlot for ProbeSlot {
+    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
+        if let Some(connection) = self.connection.upgrade() {
+            connection.do_send(Probed {
+                link: self.link,
+                is_answered: matches!(outcome, Ok(_) | Err(CallError::Rejected { .. })),
+            });
+        }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,470 @@
+//! What waits to be written, in its lanes. No actor, no socket, no clock.
+//!
+//! Control requests go before all others. Of the writes to the stdin of one process one is under way at
+//! a time; the others wait here. A process that does not read its stdin is marked as *stuck*: the
+//! server would not answer any request of the connection before its writes are taken.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    mem,
+};
+
+use bytes::Bytes;
+use tokio::time::{Duration, Instant};
+
+use super::pending::RequestId;
+use crate::protocol::{Lane, ProcessId};
+
+/// What keeping a request costs beside its bytes.
+const OVERHEAD: usize = 128;
+
+/// A request that waits, or that may have to be made again.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    pub(crate) id: RequestId,
+    pub(crate) json: Bytes,
+    pub(crate) is_control: bool,
+}
+
+impl Request {
+    fn cost(&self) -> usize {
+        self.json.len() + OVERHEAD
+    }
+}
+
+/// Why a request cannot wait.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// A bound is reached.
+    Full,
+    /// The process does not read its stdin.
+    Stuck(ProcessId),
+}
+
+/// The requests of one connection that are not written yet.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    control: VecDeque<Request>,
+    ordinary: VecDeque<Request>,
+    stdins: HashMap<ProcessId, Stdin>,
+    /// The write of each process that is under way.
+    writing: HashMap<RequestId, ProcessId>,
+    /// Ordinary requests that are written, in order, and more: those that are answered are taken out now
+    /// and then.
+    sent: VecDeque<RequestId>,
+    /// Of the requests that wait.
+    bytes: usize,
+    /// Of those that are being written.
+    flushing: usize,
+    max_bytes: usize,
+    max_stdin_bytes: usize,
+}
+
+/// The writes to one process.
+#[derive(Debug, Default)]
+struct Stdin {
+    under_way: Option<UnderWay>,
+    waiting: VecDeque<Request>,
+    bytes: usize,
+    is_stuck: bool,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    id: RequestId,
+    /// When it was given to the socket.
+    since: Option<Instant>,
+}
+
+impl Queue {
+    pub(crate) fn new(max_bytes: usize, max_stdin_bytes: usize) -> Self {
+        Queue {
+            control: VecDeque::new(),
+            ordinary: VecDeque::new(),
+            stdins: HashMap::new(),
+            writing: HashMap::new(),
+            sent: VecDeque::new(),
+            bytes: 0,
+            flushing: 0,
+            max_bytes,
+            max_stdin_bytes,
+        }
+    }
+
+    /// Bytes of requests that are not written yet.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes + self.flushing
+    }
+
+    /// Notes that what was taken out is written, or never will be.
+    pub(crate) fn flushed(&mut self) {
+        self.flushing = 0;
+    }
+
+    /// Returns whether a request of this lane may wait, before it is made.
+    pub(crate) fn check(&self, lane: Lane<'_>) -> Result<(), Refused> {
+        match lane {
+            Lane::Stdin(process_id) => match self.stdins.get(process_id) {
+                Some(stdin) if stdin.is_stuck => Err(Refused::Stuck(process_id.clone())),
+                _ => Ok(()),
+            },
+            Lane::Ordinary | Lane::Control => Ok(()),
+        }
+    }
+
+    /// Has a request wait. One always fits.
+    pub(crate) fn push(&mut self, lane: Lane<'_>, request: Request) -> Result<(), Refused> {
+        self.check(lane)?;
+        let cost = request.cost();
+        if self.bytes() > 0 && self.bytes() + cost > self.max_bytes {
+            return Err(Refused::Full);
+        }
+        match lane {
+            Lane::Control => self.control.push_back(request),
+            Lane::Ordinary => self.ordinary.push_back(request),
+            Lane::Stdin(process_id) => {
+                // No clone of the process id for each write, but for the first of several.
+                let stdin = match self.stdins.get_mut(process_id) {
+                    Some(stdin) => stdin,
+                    None => self.stdins.entry(process_id.clone()).or_default(),
+                };
+                if stdin.under_way.is_some() {
+                    if stdin.bytes > 0 && stdin.bytes + cost > self.max_stdin_bytes {
+                        return Err(Refused::Full);
+                    }
+                    stdin.bytes += cost;
+                    stdin.waiting.push_back(request);
+                } else {
+                    stdin.under_way = Some(UnderWay {
+                        id: request.id,
+                        since: None,
+                    });
+                    self.writing.insert(request.id, process_id.clone());
+                    self.ordinary.push_back(request);
+                }
+            }
+        }
+        self.bytes += cost;
+        Ok(())
+    }
+
+    /// Takes out the request that is written next.
+    pub(crate) fn next(&mut self, now: Instant) -> Option<Request> {
+        let request = match self.control.pop_front() {
+            Some(request) => request,
+            None => {
+                let request = self.ordinary.pop_front()?;
+                self.sent.push_back(request.id);
+                if let Some(under_way) = self.under_way(request.id) {
+                    under_way.since = Some(now);
+                }
+                request
+            }
+        };
+        self.bytes -= request.cost();
+        self.flushing += request.cost();
+        Some(request)
+    }
+
+    /// Notes that a request is answered, or will not be. Returns whether the next write of its process
+    /// may go because of that.
+    pub(crate) fn ended(&mut self, id: RequestId) -> bool {
+        let Some(process_id) = self.writing.remove(&id) else {
+            return false;
+        };
+        let Some(stdin) = self.stdins.get_mut(&process_id) else {
+            return false;
+        };
+        stdin.under_way = None;
+        match stdin.waiting.pop_front() {
+            Some(next) => {
+                stdin.bytes -= next.cost();
+                stdin.under_way = Some(UnderWay {
+                    id: next.id,
+                    since: None,
+                });
+                self.writing.insert(next.id, process_id);
+                self.ordinary.push_back(next);
+                return true;
+            }
+            None if stdin.is_stuck => {}
+            None => {
+                self.stdins.remove(&process_id);
+            }
+        }
+        false
+    }
+
+    /// Takes out a request that still waits. A write that was under way is not, any more.
+    pub(crate) fn remove(&mut self, id: RequestId) -> bool {
+        let take = |lane: &mut VecDeque<Request>| {
+            let at = lane.iter().position(|request| request.id == id)?;
+            lane.remove(at)
+        };
+        let request = take(&mut self.control)
+            .or_else(|| take(&mut self.ordinary))
+            .or_else(|| {
+                self.stdins.values_mut().find_map(|stdin| {
+                    let request = take(&mut stdin.waiting)?;
+                    stdin.bytes -= request.cost();
+                    Some(request)
+                })
+            });
+        let Some(request) = request else {
+            return false;
+        };
+        self.bytes -= request.cost();
+        self.ended(id);
+        true
+    }
+
+    /// The requests that still wait.
+    pub(crate) fn ids(&self) -> HashSet<RequestId> {
+        let waiting = self.stdins.values().flat_map(|stdin| &stdin.waiting);
+        self.control
+            .iter()
+            .chain(&self.ordinary)
+            .chain(waiting)
+            .map(|request| request.id)
+            .collect()
+    }
+
+    /// Has requests made again, before all that wait. `requests` are in order.
+    pub(crate) fn repeat(&mut self, requests: Vec<Request>) {
+        self.sent.clear();
+        for request in requests.into_iter().rev() {
+            self.bytes += request.cost();
+            if let Some(under_way) = self.under_way(request.id) {
+                under_way.since = None;
+            }
+            if request.is_control {
+                self.control.push_front(request);
+            } else {
+                self.ordinary.push_front(request);
+            }
+        }
+    }
+
+    /// Forgets which requests were written, but for those that are still to be answered.
+    pub(crate) fn trim_sent(&mut self, is_pending: impl Fn(RequestId) -> bool) {
+        let writing = &self.writing;
+        self.sent
+            .retain(|id| is_pending(*id) || writing.contains_key(id));
+    }
+
+    /// How many requests are remembered as written.
+    pub(crate) fn sent(&self) -> usize {
+        self.sent.len()
+    }
+
+    /// Returns when the first of the writes under way will have been for so long.
+    pub(crate) fn next_overdue(&self, timeout: Duration) -> Option<Instant> {
+        self.writing
+            .values()
+            .filter_map(|process_id| self.stdins.get(process_id)?.under_way.as_ref()?.since)
+            .min()
+            .map(|since| since + timeout)
+    }
+
+    /// Returns the process whose write has been under way for so long, and holds up all other requests:
+    /// none that was written before it is still to be answered.
+    pub(crate) fn blocking(&self, now: Instant, timeout: Duration) -> Option<ProcessId> {
+        let first = self.sent.front()?;
+        let process_id = self.writing.get(first)?;
+        let since = self.stdins.get(process_id)?.under_way.as_ref()?.since?;
+        (since + timeout <= now).then(|| process_id.clone())
+    }
+
+    /// Returns the processes whose write has been under way for so long, of the writes chosen.
+    pub(crate) fn overdue(
+        &self,
+        now: Instant,
+        timeout: Duration,
+        is_chosen: impl Fn(RequestId) -> bool,
+    ) -> Vec<ProcessId> {
+        let is_overdue = |id: RequestId, process_id: &ProcessId| {
+            let since = self.stdins.get(process_id)?.under_way.as_ref()?.since?;
+            Some(since + timeout <= now && is_chosen(id))
+        };
+        self.writing
+            .iter()
+            .filter(|(id, process_id)| is_overdue(**id, process_id).unwrap_or(false))
+            .map(|(_, process_id)| process_id.clone())
+            .collect()
+    }
+
+    /// Takes no more writes for a process that does not read. Returns those that wait or are under way.
+    pub(crate) fn mark_stuck(&mut self, process_id: &ProcessId) -> Vec<RequestId> {
+        let stdin = self.stdins.entry(process_id.clone()).or_default();
+        stdin.is_stuck = true;
+        self.bytes -= mem::take(&mut stdin.bytes);
+        let waiting = mem::take(&mut stdin.waiting);
+        let under_way = stdin.under_way.take().map(|under_way| under_way.id);
+        if let Some(id) = under_way {
+            self.writing.remove(&id);
+            if let Some(at) = self.ordinary.iter().position(|request| request.id == id)
+                && let Some(request) = self.ordinary.remove(at)
+            {
+                self.bytes -= request.cost();
+            }
+        }
+        under_way
+            .into_iter()
+            .chain(waiting.into_iter().map(|request| request.id))
+            .collect()
+    }
+
+    /// Forgets a process that has ended.
+    pub(crate) fn forget(&mut self, process_id: &ProcessId) {
+        if let Some(stdin) = self.stdins.get_mut(process_id) {
+            stdin.is_stuck = false;
+            if stdin.under_way.is_none() {
+                self.stdins.remove(process_id);
+            }
+        }
+    }
+
+    fn under_way(&mut self, id: RequestId) -> Option<&mut UnderWay> {
+        let process_id = self.writing.get(&id)?;
+        self.stdins.get_mut(process_id)?.under_way.as_mut()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue() -> Queue {
+        Queue::new(10_000, 1_000)
+    }
+
+    fn request(id: RequestId) -> Request {
+        Request {
+            id,
+            json: "x".into(),
+            is_control: false,
+        }
+    }
+
+    fn taken(queue: &mut Queue) -> Vec<RequestId> {
+        let now = Instant::now();
+        let taken = std::iter::from_fn(|| queue.next(now))
+            .map(|request| request.id)
+            .collect();
+        queue.flushed();
+        taken
+    }
+
+    #[test]
+    fn p9_control_overtakes_and_others_keep_their_order() {
+        let mut queue = queue();
+        queue.push(Lane::Ordinary, request(1)).unwrap();
+        queue.push(Lane::Ordinary, request(2)).unwrap();
+        queue.push(Lane::Control, request(3)).unwrap();
+        queue.push(Lane::Control, request(4)).unwrap();
+        assert_eq!(taken(&mut queue), [3, 4, 1, 2]);
+        assert_eq!(queue.bytes(), 0);
+    }
+
+    #[test]
+    fn p9_one_write_of_a_process_is_under_way_at_a_time() {
+        let (mut queue, a, b) = (queue(), ProcessId::from("a"), ProcessId::from("b"));
+        for id in 1..=3 {
+            queue.push(Lane::Stdin(&a), request(id)).unwrap();
+        }
+        queue.push(Lane::Stdin(&b), request(4)).unwrap();
+        assert_eq!(taken(&mut queue), [1, 4]);
+        queue.ended(1);
+        queue.ended(1);
+        assert_eq!(taken(&mut queue), [2]);
+        queue.ended(2);
+        queue.ended(4);
+        assert_eq!(queue.stdins.len(), 1);
+        assert_eq!(taken(&mut queue), [3]);
+        queue.ended(3);
+        assert!(queue.stdins.is_empty() && queue.writing.is_empty());
+        assert_eq!(queue.bytes(), 0);
+    }
+
+    #[test]
+    fn p4_what_waits_is_bounded() {
+        let (mut queue, a) = (queue(), ProcessId::from("a"));
+        let accepted = (1..100)
+            .take_while(|&id| queue.push(Lane::Stdin(&a), request(id)).is_ok())
+            .count();
+        assert_eq!(accepted, 1 + 1_000 / 129);
+        let accepted = (100..1000)
+            .take_while(|&id| queue.push(Lane::Ordinary, request(id)).is_ok())
+            .count();
+        assert_eq!(accepted, 10_000 / 129 - 8);
+        assert!(queue.remove(3) && queue.remove(101) && !queue.remove(1000));
+        assert!(queue.push(Lane::Control, request(2000)).is_ok());
+        queue.mark_stuck(&a);
+        taken(&mut queue);
+        assert_eq!(queue.bytes(), 0);
+        let huge = Request {
+            json: vec![0; 20_000].into(),
+            ..request(3000)
+        };
+        assert!(queue.push(Lane::Ordinary, huge).is_ok(), "one always fits");
+    }
+
+    #[test]
+    fn p9_a_stuck_process_takes_no_more_writes_until_it_has_ended() {
+        let (mut queue, a) = (queue(), ProcessId::from("a"));
+        for id in 1..=3 {
+            queue.push(Lane::Stdin(&a), request(id)).unwrap();
+        }
+        assert_eq!(taken(&mut queue), [1]);
+        assert_eq!(queue.mark_stuck(&a), [1, 2, 3]);
+        let refused = Err(Refused::Stuck(a.clone()));
+        assert_eq!(queue.push(Lane::Stdin(&a), request(4)), refused);
+        queue.ended(1);
+        assert_eq!((taken(&mut queue), queue.bytes()), (vec![], 0));
+        queue.forget(&a);
+        assert_eq!(queue.push(Lane::Stdin(&a), request(5)), Ok(()));
+    }
+
+    #[test]
+    fn p9_the_write_that_holds_up_the_others_is_found() {
+        let (mut queue, a) = (queue(), ProcessId::from("a"));
+        let second = Duration::from_secs(1);
+        let begun = Instant::now();
+        queue.push(Lane::Ordinary, request(1)).unwrap();
+        queue.push(Lane::Stdin(&a), request(2)).unwrap();
+        queue.push(Lane::Ordinary, request(3)).unwrap();
+        assert_eq!(queue.next_overdue(second), None, "not written yet");
+        while queue.next(begun).is_some() {}
+        assert_eq!(queue.next_overdue(second), Some(begun + second));
+        assert_eq!(
+            queue.blocking(begun + second, second),
+            None,
+            "1 is before it"
+        );
+        queue.trim_sent(|id| id != 1);
+        assert_eq!(queue.blocking(begun, second), None, "not for so long");
+        assert_eq!(queue.blocking(begun + second, second), Some(a.clone()));
+        assert_eq!(queue.overdue(begun + second, second, |id| id == 2), [a]);
+        assert!(
+            queue
+                .overdue(begun + second, second, |id| id == 3)
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn p8_what_is_repeated_goes_first_and_in_order() {
+        let (mut queue, a) = (queue(), ProcessId::from("a"));
+        queue.push(Lane::Ordinary, request(1)).unwrap();
+        queue.push(Lane::Stdin(&a), request(2)).unwrap();
+        assert_eq!(taken(&mut queue), [1, 2]);
+        queue.push(Lane::Ordinary, request(3)).unwrap();
+        queue.push(Lane::Stdin(&a), request(4)).unwrap();
+        assert_eq!(queue.ids(), HashSet::from([3, 4]));
+        queue.repeat(vec![request(1), request(2)]);
+        assert_eq!(queue.next_overdue(Duration::ZERO), None);
+        assert_eq!(taken(&mut queue), [1, 2, 3]);
+        queue.ended(2);
+        assert_eq!(taken(&mut queue), [4]);
+    }
+}
