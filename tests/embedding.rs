@@ -182,7 +182,9 @@ async fn an_actix_web_application_drives_processes_across_arbiters() {
         return;
     };
     let (for_connection, for_sessions) = (Arbiter::new(), Arbiter::new());
-    let mux = Mux::connect_on(&for_connection.handle(), Config::new(&server.url))
+    let mut config = Config::new(&server.url);
+    config.resume_timeout = Duration::from_secs(1);
+    let mux = Mux::connect_on(&for_connection.handle(), config)
         .await
         .unwrap();
     let jobs = Jobs::start_in_arbiter(&for_sessions.handle(), |_| Jobs::default());

@@ -6,7 +6,7 @@ mod support;
 
 use std::process::{Output, Stdio};
 
-use support::{exec_server::ExecServer, soon};
+use support::{exec_server::ExecServer, proxy::Proxy, soon};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     process::{Child, Command},
@@ -38,7 +38,11 @@ async fn run(server: &ExecServer, options: &[&str], argv: &[&str]) -> (i32, Stri
 }
 
 fn spawn(server: &ExecServer, options: &[&str], argv: &[&str]) -> Child {
-    execmux(&[&["run", "--url", &server.url], options, &["--"], argv].concat())
+    spawn_at(&server.url, options, argv)
+}
+
+fn spawn_at(url: &str, options: &[&str], argv: &[&str]) -> Child {
+    execmux(&[&["run", "--url", url], options, &["--"], argv].concat())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -270,7 +274,8 @@ async fn a_lost_server_is_a_failure_of_our_own() {
     let Some(mut server) = ExecServer::start("0.169.0", "program_lost").await else {
         return;
     };
-    let mut child = spawn(&server, &["-n"], &["sh", "-c", "echo up; exec sleep 60"]);
+    let options = ["-n", "--resume-timeout", "1"];
+    let mut child = spawn(&server, &options, &["sh", "-c", "echo up; exec sleep 60"]);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert_eq!(soon(lines.next_line()).await.unwrap().unwrap(), "up");
     server.kill().await;
@@ -278,7 +283,31 @@ async fn a_lost_server_is_a_failure_of_our_own() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(125), "{stderr}");
     assert!(stderr.contains("the connection is gone: "), "{stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.contains("trying to resume it for 1 s"), "{stderr}");
+    assert_eq!(stderr.lines().count(), 2, "{stderr}");
+}
+
+#[actix::test]
+async fn a_lost_connection_is_resumed_and_said() {
+    let Some(server) = ExecServer::start("0.169.0", "program_resumed").await else {
+        return;
+    };
+    let proxy = Proxy::start(server.url.trim_start_matches("ws://").parse().unwrap()).await;
+    let go_on = server.directory.join("go on");
+    let script = format!(
+        "echo up; until [ -e '{}' ]; do sleep 0.05; done; echo down; exit 3",
+        go_on.display()
+    );
+    let mut child = spawn_at(&proxy.url(), &["-n"], &["sh", "-c", &script]);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(soon(lines.next_line()).await.unwrap().unwrap(), "up");
+    proxy.cut();
+    std::fs::write(go_on, "").unwrap();
+    assert_eq!(soon(lines.next_line()).await.unwrap().unwrap(), "down");
+    let output = soon(child.wait_with_output()).await.unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("the connection is resumed"), "{stderr}");
 }
 
 #[actix::test]

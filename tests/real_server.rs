@@ -10,8 +10,8 @@ mod support;
 use std::time::Duration;
 
 use execmux::{
-    CallError, DisconnectReason, FailureReason, InvalidRequest, Mux, ProcessId, RegisterError,
-    Shutdown, StartError,
+    CallError, Config, DisconnectReason, FailureReason, InvalidRequest, Mux, ProcessId,
+    RegisterError, Shutdown, StartError,
     protocol::{
         CopyPath, CreateDirectory, ErrorCode, PathSpelling, ReadProcess, RemovePath, StartProcess,
         WriteStatus, WriteStdin,
@@ -416,7 +416,9 @@ async fn an_interrupted_process_ends_where_the_server_can(server: ExecServer) {
 }
 
 async fn p2_a_killed_server_fails_every_session_and_call_once(mut server: ExecServer) {
-    let mux = server.connect().await;
+    let mut config = Config::new(&server.url);
+    config.resume_timeout = Duration::from_secs(1);
+    let mux = soon(Mux::connect(config)).await.unwrap();
     let mut sessions = Vec::new();
     for _ in 0..20 {
         let (session, mut recording) = Recorder::start_session();

@@ -14,7 +14,7 @@ use actix_rt::{signal::ctrl_c, time::timeout};
 use bytes::Bytes;
 use clap::Args;
 use execmux::{
-    CallError, Config, Mux, ProcessId, SessionEvent, StartError, Started,
+    CallError, Config, LinkState, Mux, ProcessId, SessionEvent, StartError, Started,
     protocol::{
         EnvironmentPolicy, ErrorCode, InheritEnvironment, StartProcess, Stream, WriteStatus,
     },
@@ -43,6 +43,9 @@ pub(crate) struct Run {
     /// Runs it on a terminal of 24 rows and 80 columns
     #[arg(long)]
     tty: bool,
+    /// How long to try to resume a lost connection [default: as long as the server keeps the command]
+    #[arg(long, value_name = "SECONDS")]
+    resume_timeout: Option<u64>,
     /// Does not forward stdin: the command finds its own at the end
     #[arg(short = 'n', long)]
     no_stdin: bool,
@@ -104,6 +107,10 @@ impl Run {
             Err(VarError::NotPresent) => None,
             Err(VarError::NotUnicode(_)) => return Err("EXECMUX_TOKEN is not UTF-8".to_owned()),
         };
+        if let Some(seconds) = self.resume_timeout {
+            config.resume_timeout = Duration::from_secs(seconds);
+        }
+        let resume_timeout = config.resume_timeout;
         let mut interrupts = watch_interrupts();
         let mux = tokio::select! {
             connected = Mux::connect_on(&arbiter, config) => {
@@ -111,6 +118,14 @@ impl Run {
             }
             Some(()) = interrupts.recv() => return Ok(INTERRUPTED),
         };
+        let server = mux.server().await;
+        let window = server.and_then(|server| server.dialect.resume_window);
+        let window = window.unwrap_or_default().min(resume_timeout);
+        let watcher = Watcher::start_in_arbiter(&arbiter, move |_| Watcher {
+            window,
+            is_lost: false,
+        });
+        mux.subscribe(watcher.clone().recipient()).await;
         let result = self.run_on(&mux, &arbiter, interrupts).await;
         if !matches!(
             result,
@@ -335,6 +350,37 @@ fn stdin_is_null() -> bool {
     #[cfg(not(unix))]
     {
         false
+    }
+}
+
+/// Says that the command goes on unheard.
+struct Watcher {
+    window: Duration,
+    is_lost: bool,
+}
+
+impl Actor for Watcher {
+    type Context = Context<Self>;
+}
+
+impl Handler<LinkState> for Watcher {
+    type Result = ();
+
+    fn handle(&mut self, state: LinkState, _: &mut Self::Context) {
+        match state {
+            LinkState::Recovering { .. } if !self.is_lost => {
+                self.is_lost = true;
+                warn!(
+                    "the connection is lost, trying to resume it for {} s",
+                    self.window.as_secs()
+                );
+            }
+            LinkState::Open if self.is_lost => {
+                self.is_lost = false;
+                warn!("the connection is resumed");
+            }
+            _ => {}
+        }
     }
 }
 

@@ -5,8 +5,9 @@ use actix_http::ws;
 use bytes::BytesMut;
 use execmux::{Config, Mux};
 use serde_json::{Value, json};
-use tokio::io::{
-    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, duplex,
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, duplex},
+    sync::mpsc::{UnboundedReceiver, unbounded_channel},
 };
 
 /// The server's end of a WebSocket after the upgrade.
@@ -48,7 +49,75 @@ impl Peer {
     }
 }
 
+/// The links that a client dials after its first.
+pub struct Dials(UnboundedReceiver<DuplexStream>);
+
+impl Dials {
+    /// Waits until the client dials again.
+    pub async fn next(&mut self) -> Peer {
+        Peer::new(
+            super::soon(self.0.recv())
+                .await
+                .expect("a client that dials"),
+        )
+    }
+
+    /// Waits until the client dials again, and resumes the session.
+    pub async fn resume(&mut self) -> Peer {
+        let mut peer = self.next().await;
+        let initialize = peer.initialize_to_resume().await;
+        peer.answer(&initialize, json!({"sessionId": "s"})).await;
+        assert_eq!(peer.json().await["method"], "initialized");
+        peer
+    }
+
+    /// Waits until nobody can dial any more.
+    pub async fn ended(&mut self) {
+        assert!(super::soon(self.0.recv()).await.is_none(), "dialled again");
+    }
+}
+
+impl Peer {
+    /// Connects a client that dials again when its link is lost. The first peer speaks as `initialized`
+    /// says; without `environmentInfo`, as servers before 0.139 do.
+    pub async fn connect_resumable(config: Config, initialized: Value) -> (Mux, Peer, Dials) {
+        let (dialled, dials) = unbounded_channel();
+        let mut dials = Dials(dials);
+        let connect = move || {
+            let (client, server) = duplex(1 << 20);
+            let dialled = dialled.send(server);
+            async move {
+                match dialled {
+                    Ok(()) => Ok(client),
+                    Err(_) => Err(std::io::Error::other("nobody answers")),
+                }
+            }
+        };
+        let shake = async {
+            let mut peer = dials.next().await;
+            let initialize = peer.expect("initialize").await;
+            assert_eq!(initialize.params.get("resumeSessionId"), None);
+            let is_old = initialized.get("environmentInfo").is_none();
+            peer.answer(&initialize, initialized).await;
+            assert_eq!(peer.json().await["method"], "initialized");
+            if is_old {
+                let info = peer.expect("environment/info").await;
+                peer.reject(&info, -32601, "stub").await;
+            }
+            peer
+        };
+        let (mux, peer) = tokio::join!(Mux::connect_through(config, connect), shake);
+        (mux.expect("the peer shakes hands"), peer, dials)
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
+    pub async fn initialize_to_resume(&mut self) -> Request {
+        let initialize = self.expect("initialize").await;
+        assert_eq!(initialize.params["resumeSessionId"], "s");
+        initialize
+    }
+
     pub fn new(socket: S) -> Self {
         Peer {
             socket,
