@@ -33,28 +33,27 @@ mod queue;
 mod socket;
 mod sweeper;
 
-use std::{cell::RefCell, fmt, future::Future, rc::Rc, time::Duration};
+use std::{cell::RefCell, fmt, rc::Rc, time::Duration};
 
 use actix::{
-    Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, Recipient,
+    Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, Recipient, WeakAddr,
     WeakRecipient,
 };
 use bytestring::ByteString;
 use log::debug;
 use tokio::{
     sync::oneshot,
-    task::JoinHandle,
     time::{Instant, sleep_until, timeout_at},
 };
 
 use self::{
     call::Submitted,
-    incoming::Reading,
+    incoming::{Hearing, Reading},
     lifecycle::{Lifecycle, Next},
     link::Link,
-    outgoing::{Outgoing, Writer},
+    outgoing::{Answers, Outgoing, Writer},
     pending::{Entry, Pending, RequestId},
-    probe::{ProbeSlot, Probed, ReadStatus},
+    probe::{ProbeSlot, Probed},
     queue::{Queue, Refused, Request},
     sweeper::Sweeper,
 };
@@ -73,9 +72,10 @@ use crate::{
     config::Config,
     error::{CallError, ConnectError, DisconnectReason, JsonError},
     protocol::{
-        Lane, Method, Notification, ProcessId, Repeat, SessionId,
+        Lane, Method, Notification, ProcessId, ReadProcess, Repeat, SessionId,
         jsonrpc::{self, ErrorObject},
     },
+    task::{Alive, Task},
 };
 
 /// Asks what the handshake learned of the server.
@@ -202,6 +202,17 @@ impl Message for LinkEnded {
 /// their deadline.
 const ABANDONED_CHECK: Duration = Duration::from_secs(1);
 
+/// Reports, when it is dropped, that an attempt to resume has ended.
+struct Attempting(WeakAddr<Connection>);
+
+impl Drop for Attempting {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.upgrade() {
+            connection.do_send(Attempted);
+        }
+    }
+}
+
 /// An attempt to resume has ended.
 struct Attempted;
 
@@ -227,19 +238,22 @@ pub struct Connection {
     /// sender only after `handle` has returned. Both run in the actor, never at the same time.
     pending: Rc<RefCell<Pending>>,
     sweeper: Sweeper,
-    /// Whether the server is being asked whether it still answers.
-    is_probing: bool,
+    /// Since when the server has been asked whether it still answers.
+    probed: Option<Instant>,
     statistics: Statistics,
     server: ServerInfo,
     config: Rc<Config>,
     events: WeakRecipient<ConnectionEvent>,
     subscribers: Vec<WeakRecipient<LinkState>>,
+    _alive: Alive,
 }
 
 /// The tasks of a link.
 struct OpenLink {
     /// None when this side has closed; the answers still under way are taken until the peer closes too.
     writer: Option<Writer>,
+    answers: Answers,
+    hearing: Rc<Hearing>,
     _reading: Task,
 }
 
@@ -257,21 +271,6 @@ struct Attempt {
 
 /// What is needed for the next attempt, and what this one has led to.
 type Outcome = (Resume, Result<Link, ConnectError>);
-
-/// A task that ends with its owner.
-struct Task(JoinHandle<()>);
-
-impl Task {
-    fn spawn(future: impl Future<Output = ()> + 'static) -> Self {
-        Task(actix_rt::spawn(future))
-    }
-}
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
 
 impl Connection {
     /// Starts the actor of an open link on the current arbiter.
@@ -300,12 +299,13 @@ impl Connection {
                 outgoing: Outgoing::new(queue),
                 pending: Rc::new(RefCell::new(Pending::after(handshake::LAST_ID))),
                 sweeper: Sweeper::start(context.address().downgrade()),
-                is_probing: false,
+                probed: None,
                 statistics: Statistics::default(),
                 server,
                 config,
                 events,
                 subscribers: Vec::new(),
+                _alive: Alive::new(),
             };
             connection.lifecycle.opened();
             connection.attach(link, context);
@@ -320,9 +320,11 @@ impl Connection {
         let outgoing = self.outgoing.clone();
         let (writer, answers) =
             Writer::start(link.writer, outgoing, self.config.close_timeout, failed);
+        let hearing = Rc::<Hearing>::default();
         let reading = Reading {
             reader: link.reader,
-            answers,
+            answers: answers.clone(),
+            hearing: hearing.clone(),
             connection: context.address().downgrade(),
             link: self.links,
             events: self.events.clone(),
@@ -332,6 +334,8 @@ impl Connection {
         };
         self.link = Some(OpenLink {
             writer: Some(writer),
+            answers,
+            hearing,
             _reading: Task::spawn(reading.run()),
         });
     }
@@ -389,9 +393,6 @@ impl Connection {
         queue
             .push(lane, request)
             .map_err(|why| refused(why, queue.bytes()))?;
-        if queue.sent() > 2 * in_flight + 64 {
-            queue.trim_sent(|id| pending.contains(id));
-        }
         Ok((id, repeat))
     }
 
@@ -449,39 +450,50 @@ impl Connection {
     fn look_for_stuck(&mut self, now: Instant) {
         let timeout = self.config.write_timeout;
         let pending = self.pending.borrow();
-        let mut queue = self.outgoing.queue();
-        queue.trim_sent(|id| pending.contains(id));
-        let blocking = queue.blocking(now, timeout);
-        // Their callers were told that it has taken too long; those behind them need not wait for that.
-        let given_up = queue.overdue(now, timeout, |id| !pending.contains(id));
+        let queue = self.outgoing.queue();
+        let suspect = queue.blocking(now, timeout).or_else(|| {
+            // Their callers were told that it has taken too long; those behind need not wait for that.
+            let given_up = queue.overdue(now, timeout, |id| !pending.contains(id));
+            given_up.into_iter().next()
+        });
         let next = queue.next_overdue(timeout);
         drop((pending, queue));
         if let Some(next) = next {
             self.sweeper.before(next.max(now + ABANDONED_CHECK));
         }
-        if self.is_probing {
-            return;
-        }
         // Without resume there is no remedy for a connection that is blocked.
-        if blocking.is_some() && self.lifecycle.is_open() && self.lifecycle.can_resume() {
-            self.probe(now);
-        } else {
-            for process_id in given_up {
-                self.give_up_stdin(&process_id);
-            }
+        if let Some(process_id) = suspect
+            && self.probed.is_none()
+            && self.lifecycle.is_open()
+            && self.lifecycle.can_resume()
+        {
+            self.probe(&process_id, now);
         }
     }
 
-    /// Asks the server for a sign of life.
-    fn probe(&mut self, now: Instant) {
-        let Ok((id, _)) = self.submit(&ReadStatus, Repeat::Never) else {
+    /// Asks the server whether it answers anything: with a call, and on the level of the WebSocket, where
+    /// it answers also when a call holds up all others.
+    fn probe(&mut self, process_id: &ProcessId, now: Instant) {
+        let Some(link) = &self.link else {
             return;
         };
-        debug!("a write is not answered, asking whether anything is");
-        self.is_probing = true;
+        // In the lane that is suspected to be blocked; whatever the answer is.
+        let probe = ReadProcess::new(process_id).max_bytes(1);
+        let id = self.pending.borrow_mut().next_id();
+        let Ok(json) = jsonrpc::encode_request(id, &probe, self.server.dialect) else {
+            return;
+        };
+        debug!(process_id:%; "a write is not answered, asking whether anything is");
+        link.answers.ping();
+        self.outgoing.queue().push_probe(Request {
+            id,
+            json: json.into(),
+            is_control: false,
+        });
+        self.probed = Some(now);
         let timeout = self.config.probe_timeout;
         let entry = Entry {
-            method: ReadStatus::NAME,
+            method: ReadProcess::NAME,
             timeout,
             slot: Box::new(ProbeSlot {
                 connection: self.sweeper.connection(),
@@ -490,7 +502,7 @@ impl Connection {
             repeat: None,
         };
         self.pending.borrow_mut().insert(id, now, entry);
-        self.sweeper.before(now + timeout);
+        self.sweeper.before(after(now, timeout));
     }
 
     /// Ends all writes to a process that does not read.
@@ -508,15 +520,22 @@ impl Connection {
 
     /// The link is lost: either another is sought, or all is over.
     fn lose(&mut self, reason: DisconnectReason, context: &Context<Self>) {
-        let next = self.lifecycle.lost(reason.clone(), Instant::now());
+        let was_useful = self
+            .link
+            .as_ref()
+            .is_some_and(|link| link.hearing.last.get().is_some());
+        let next = self
+            .lifecycle
+            .lost(reason.clone(), was_useful, Instant::now());
         if let Next::Dial { .. } = next {
             debug!(reason:%; "the link is lost");
             self.discard_link();
-            self.is_probing = false;
-            self.resolve_calls(&reason);
+            self.probed = None;
+            // First the router, so that it does not make calls for what it is about to miss.
             if let Some(events) = self.events.upgrade() {
                 events.do_send(ConnectionEvent::Interrupted);
             }
+            self.resolve_calls(&reason);
             self.announce();
         }
         self.go_on(next, context);
@@ -538,11 +557,10 @@ impl Connection {
         let (lost, again) = self
             .pending
             .borrow_mut()
-            .resolve_lost(|id| unsent.contains(&id));
+            .resolve_lost(reason, |id| unsent.contains(&id));
         debug!(lost = lost.len(), again = again.len(), unsent = unsent.len(); "calls");
-        self.outgoing.queue().repeat(again);
-        for (id, Entry { method, slot, .. }) in lost {
-            self.outgoing.ended(id);
+        self.outgoing.queue().link_lost(again);
+        for (_, Entry { method, slot, .. }) in lost {
             let reason = reason.clone();
             slot.resolve(Err(CallError::OutcomeUnknown { method, reason }));
         }
@@ -564,7 +582,8 @@ impl Connection {
         };
         let outcome = Rc::new(RefCell::new(None));
         let (filled, config) = (outcome.clone(), self.config.clone());
-        let connection = context.address().downgrade();
+        // Also if what the application dials with should panic.
+        let attempting = Attempting(context.address().downgrade());
         let dialling = Task::spawn(async move {
             sleep_until(at).await;
             let attempt = Link::resume(&mut resume.dialler, &resume.session, &config);
@@ -575,9 +594,7 @@ impl Connection {
                 })
             });
             filled.replace(Some((resume, attempted)));
-            if let Some(connection) = connection.upgrade() {
-                connection.do_send(Attempted);
-            }
+            drop(attempting);
         });
         self.attempt = Some(Attempt {
             outcome,
@@ -610,7 +627,7 @@ impl Connection {
                 return;
             }
         };
-        self.outgoing.ended(id);
+        self.outgoing.answered(id);
         let entry = self.pending.borrow_mut().take(id);
         let Some(Entry { method, slot, .. }) = entry else {
             debug!(id; "answer to no known call ignored");
@@ -727,7 +744,9 @@ impl Handler<Close> for Connection {
         if self.lifecycle.is_closing() {
             if let Some(link) = &mut self.link {
                 // The task writes what is queued, and then closes.
-                link.writer = None;
+                if let Some(writer) = link.writer.take() {
+                    writer.finish(by);
+                }
             }
             let (connection, link) = (context.address().downgrade(), self.links);
             self.overdue = Some(Task::spawn(async move {
@@ -750,6 +769,9 @@ impl Handler<Subscribe> for Connection {
         let is_last = matches!(state, LinkState::Closed(_));
         recipient.do_send(state);
         if !is_last {
+            // Those that have gone make room.
+            self.subscribers
+                .retain(|subscriber| subscriber.upgrade().is_some_and(|known| known.connected()));
             self.subscribers.push(recipient.downgrade());
         }
     }
@@ -767,11 +789,19 @@ impl Handler<Attempted> for Connection {
     type Result = ();
 
     fn handle(&mut self, _: Attempted, context: &mut Self::Context) {
-        let attempt = self.attempt.take();
-        let Some((resume, attempted)) = attempt.and_then(|attempt| attempt.outcome.take()) else {
+        let Some(attempt) = self.attempt.take() else {
             return;
         };
-        self.resume = Some(resume);
+        let attempted = match attempt.outcome.take() {
+            Some((resume, attempted)) => {
+                self.resume = Some(resume);
+                attempted
+            }
+            None => Err(ConnectError::NotExecServer {
+                server: server_name(&self.config.url),
+                problem: "dialling panicked".to_owned(),
+            }),
+        };
         match attempted {
             Ok(link) => {
                 if !self.lifecycle.opened() {
@@ -801,15 +831,29 @@ impl Handler<Probed> for Connection {
     type Result = ();
 
     fn handle(&mut self, probed: Probed, context: &mut Self::Context) {
-        if probed.link != self.links || !self.is_probing {
+        let (true, Some(since), Some(link)) =
+            (probed.link == self.links, self.probed.take(), &self.link)
+        else {
+            return;
+        };
+        let (now, timeout) = (Instant::now(), self.config.write_timeout);
+        let queue = self.outgoing.queue();
+        if probed.is_answered {
+            let pending = self.pending.borrow();
+            let given_up = queue.overdue(now, timeout, |id| !pending.contains(id));
+            drop((queue, pending));
+            for process_id in given_up {
+                self.give_up_stdin(&process_id);
+            }
             return;
         }
-        self.is_probing = false;
-        let blocking = self
-            .outgoing
-            .queue()
-            .blocking(Instant::now(), self.config.write_timeout);
-        if let (false, Some(process_id)) = (probed.is_answered, blocking) {
+        // The peer has the question, is there, and its words are read: so it is the write that it hangs on.
+        let is_heard = link.hearing.last.get().is_some_and(|last| last >= since)
+            && !link.hearing.is_delivering.get()
+            && !queue.is_flushing();
+        let blocking = queue.blocking(now, timeout).filter(|_| is_heard);
+        drop(queue);
+        if let Some(process_id) = blocking {
             self.give_up_stdin(&process_id);
             self.lose(DisconnectReason::Wedged { process_id }, context);
         }

@@ -74,6 +74,7 @@ mod error;
 mod mux;
 pub mod protocol;
 mod router;
+mod task;
 
 pub use crate::{
     config::Config,
@@ -91,6 +92,7 @@ pub use crate::{
         Closed, Exited, Failed, Gap, Interrupted, Output, Overflow, PendingStart, Permit,
         Processes, Register, Resumed, Router, Session, SessionEvent, Shutdown, Start, Unregister,
     },
+    task::alive,
 };
 
 /// The examples of the README.

@@ -34,7 +34,6 @@ use bytestring::ByteString;
 use log::debug;
 use tokio::{
     sync::oneshot,
-    task::JoinHandle,
     time::{Instant, sleep, sleep_until},
 };
 
@@ -61,6 +60,7 @@ use crate::{
     },
     error::{CallError, DisconnectReason, FailureReason, RegisterError},
     protocol::{ErrorCode, Notification, ProcessId, ReadProcess, Repeat, Terminate},
+    task::{Alive, Task},
 };
 
 /// Registers a session for a process that something else starts, or has started.
@@ -127,7 +127,7 @@ impl Message for Unregister {
     type Result = Option<u64>;
 }
 
-/// A process without a session could not be asked to terminate, because the connection is overloaded.
+/// A process without a session could not be asked to terminate, or has not answered.
 struct Unterminated {
     process_id: ProcessId,
 }
@@ -160,12 +160,13 @@ pub struct Router {
     /// have terminated such a process before it started it.
     ended_while_starting: HashSet<RouteKey>,
     /// Runs while there are routes.
-    checking: Option<JoinHandle<()>>,
+    checking: Option<Task>,
     /// What all sessions may hold together.
     pool: Arc<Pool>,
     session_budget: usize,
     session_check_interval: Duration,
     close_timeout: Duration,
+    _alive: Alive,
 }
 
 enum State {
@@ -181,7 +182,7 @@ enum State {
 /// The time that the processes have to end.
 struct Draining {
     until: Instant,
-    overdue: JoinHandle<()>,
+    _overdue: Task,
 }
 
 /// After a process has exited, how long its end is awaited before it is asked for. Servers up to 0.120
@@ -206,6 +207,7 @@ impl Router {
             session_budget: config.session_budget,
             session_check_interval: config.session_check_interval,
             close_timeout: config.close_timeout,
+            _alive: Alive::new(),
         }
     }
 
@@ -237,7 +239,15 @@ impl Router {
                 }
             })
         };
-        let key = self.routes.insert(process_id, session, after_seq, budget)?;
+        let key = self
+            .routes
+            .insert(process_id.clone(), session, after_seq, budget)?;
+        if (after_seq > 0 || self.turns.is_down())
+            && let Some(route) = self.routes.get_mut(&process_id)
+        {
+            // What it is to be told may have been pushed before.
+            route.delivery.interrupted();
+        }
         self.check_sessions(context);
         Ok(key)
     }
@@ -247,7 +257,7 @@ impl Router {
         if self.checking.is_none() {
             let router = context.address().downgrade();
             let check = check_sessions(router, self.session_check_interval);
-            self.checking = Some(actix_rt::spawn(check));
+            self.checking = Some(Task::spawn(check));
         }
     }
 
@@ -258,12 +268,18 @@ impl Router {
         context: &mut Context<Self>,
     ) -> Option<Parked> {
         while let Some(mut notification) = notifications.next() {
+            let mut attempts = 0;
             while let Some(blocked) = self.forward(notification, context) {
-                let route = self.routes.get_mut(&blocked.process_id);
-                if route.is_some_and(|route| route.delivery.wait_for_credit()) {
+                attempts += 1;
+                let is_worth_waiting = self
+                    .routes
+                    .get_mut(&blocked.process_id)
+                    .is_some_and(|route| route.delivery.wait_for_credit(&blocked.event));
+                // Either its credit has just returned, or it is not this session that holds what is
+                // missing: then it is looked at again with the next check.
+                if is_worth_waiting || attempts > 1 {
                     return Some(Parked::new(blocked, notifications));
                 }
-                // Its credit has just returned.
                 notification = blocked;
             }
         }
@@ -343,7 +359,11 @@ impl Router {
             && !route.starting
         {
             route.is_queued = true;
-            self.turns.push(process_id.clone(), route.key());
+            if route.delivery.is_half_read() {
+                self.turns.push_first(process_id.clone(), route.key());
+            } else {
+                self.turns.push(process_id.clone(), route.key());
+            }
         }
     }
 
@@ -379,10 +399,16 @@ impl Router {
     }
 
     fn remove(&mut self, process_id: &ProcessId) -> Option<Route> {
-        let route = self.routes.remove(process_id)?;
+        let route = self.detach(process_id)?;
         self.connection.do_send(ForgetProcess {
             process_id: process_id.clone(),
         });
+        Some(route)
+    }
+
+    /// Removes the route of a process that goes on without it.
+    fn detach(&mut self, process_id: &ProcessId) -> Option<Route> {
+        let route = self.routes.remove(process_id)?;
         if let State::Open {
             draining: Some(Draining { until, .. }),
             ..
@@ -432,17 +458,8 @@ impl Router {
         self.parked = None;
         self.orphans.clear();
         self.ended_while_starting.clear();
-        if let Some(checking) = self.checking.take() {
-            checking.abort();
-        }
-        if let State::Open {
-            shutdowns,
-            draining,
-        } = state
-        {
-            if let Some(draining) = draining {
-                draining.overdue.abort();
-            }
+        self.checking = None;
+        if let State::Open { shutdowns, .. } = state {
             for shutdown in shutdowns {
                 // Whoever has gone does not need to know.
                 let _gone = shutdown.send(());
@@ -516,7 +533,12 @@ struct TerminateSlot {
 impl ReplySlot for TerminateSlot {
     fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
         match outcome {
-            Err(CallError::Overloaded { .. }) => {
+            // It may not have been sent, or the server may not have got it.
+            Err(
+                CallError::Overloaded { .. }
+                | CallError::DeadlineExceeded { .. }
+                | CallError::OutcomeUnknown { .. },
+            ) => {
                 if let Some(router) = self.router.upgrade() {
                     router.do_send(Unterminated {
                         process_id: self.process_id,
@@ -537,7 +559,11 @@ impl Handler<Register> for Router {
     type Result = Result<(), RegisterError>;
 
     fn handle(&mut self, register: Register, context: &mut Self::Context) -> Self::Result {
-        self.register(register, context).map(|_| ())
+        let process_id = register.process_id.clone();
+        self.register(register, context)?;
+        self.queue_read(&process_id);
+        self.read_next(context);
+        Ok(())
     }
 }
 
@@ -545,7 +571,7 @@ impl Handler<Unregister> for Router {
     type Result = MessageResult<Unregister>;
 
     fn handle(&mut self, unregister: Unregister, context: &mut Self::Context) -> Self::Result {
-        let route = self.remove(&unregister.process_id);
+        let route = self.detach(&unregister.process_id);
         self.unpark(context);
         MessageResult(route.map(|route| route.delivery.last_seq()))
     }
@@ -570,15 +596,16 @@ impl Handler<Shutdown> for Router {
         );
         if shutdown.processes == Processes::Terminate && !self.routes.is_empty() {
             let connection = self.connection.downgrade();
-            let overdue = actix_rt::spawn(async move {
+            let overdue = Task::spawn(async move {
                 sleep_until(until).await;
                 if let Some(connection) = connection.upgrade() {
                     connection.do_send(Close { by: until });
                 }
             });
-            if let Some(earlier) = draining.replace(Draining { until, overdue }) {
-                earlier.overdue.abort();
-            }
+            *draining = Some(Draining {
+                until,
+                _overdue: overdue,
+            });
             for (_, route) in self.routes.iter_mut() {
                 if route.starting {
                     self.ended_while_starting.insert(route.key());
@@ -677,8 +704,8 @@ impl Handler<StartEnded> for Router {
             StartedProcess::Unknown => {
                 let last = route.delivery.fail(FailureReason::StartUnanswered);
                 route.session.send(last);
+                self.terminate(process_id.clone(), context);
                 self.remove(&process_id);
-                self.terminate(process_id, context);
             }
         }
     }
@@ -726,8 +753,8 @@ impl Handler<CheckSessions> for Router {
         }
         self.read_next(context);
         self.unpark(context);
-        if is_idle && let Some(checking) = self.checking.take() {
-            checking.abort();
+        if is_idle {
+            self.checking = None;
         }
     }
 }
@@ -790,7 +817,7 @@ impl Handler<ReadEnded> for Router {
 }
 
 /// Servers tell this only by their words.
-fn is_unknown_process(error: &CallError) -> bool {
+pub(crate) fn is_unknown_process(error: &CallError) -> bool {
     matches!(
         error,
         CallError::Rejected { code: ErrorCode::INVALID_REQUEST, message, .. }

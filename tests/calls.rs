@@ -13,6 +13,7 @@ use execmux::{
 use futures_util::poll;
 use serde_json::{Value, json};
 use support::{
+    checked,
     peer::{Peer, config},
     soon,
 };
@@ -32,364 +33,411 @@ async fn in_flight(mux: &Mux) -> usize {
 
 #[actix::test]
 async fn answers_find_their_calls_in_any_order() {
-    let (mux, mut peer) = Peer::connect(config()).await;
-    let calls = ["a", "b", "c"].map(|id| spawn_terminate(&mux, id));
-    let mut requests = Vec::new();
-    for _ in 0..3 {
-        requests.push(peer.expect("process/terminate").await);
-    }
-    for request in requests.iter().rev() {
-        let running = request.params["processId"] == "b";
-        peer.answer(request, json!({"running": running})).await;
-    }
-    let mut answers = Vec::new();
-    for call in calls {
-        answers.push(soon(call).await.unwrap().unwrap().running);
-    }
-    assert_eq!(answers, [false, true, false]);
-    assert_eq!(in_flight(&mux).await, 0);
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let calls = ["a", "b", "c"].map(|id| spawn_terminate(&mux, id));
+        let mut requests = Vec::new();
+        for _ in 0..3 {
+            requests.push(peer.expect("process/terminate").await);
+        }
+        for request in requests.iter().rev() {
+            let running = request.params["processId"] == "b";
+            peer.answer(request, json!({"running": running})).await;
+        }
+        let mut answers = Vec::new();
+        for call in calls {
+            answers.push(soon(call).await.unwrap().unwrap().running);
+        }
+        assert_eq!(answers, [false, true, false]);
+        assert_eq!(in_flight(&mux).await, 0);
+    })
+    .await;
 }
 
 #[actix::test]
 async fn an_error_of_the_server_is_a_rejection_with_code_and_words() {
-    let (mux, mut peer) = Peer::connect(config()).await;
-    let call = actix::spawn(async move { mux.call(Interrupt::new("p")).await });
-    let request = peer.expect("process/signal").await;
-    assert_eq!(
-        request.params,
-        json!({"processId": "p", "signal": "interrupt"})
-    );
-    peer.reject(&request, -32601, "stub").await;
-    match soon(call).await.unwrap().unwrap_err() {
-        CallError::Rejected {
-            method,
-            code,
-            message,
-        } => {
-            assert_eq!(
-                (method, code),
-                ("process/signal", ErrorCode::METHOD_NOT_FOUND)
-            );
-            assert_eq!(message, "stub");
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let call = actix::spawn(async move { mux.call(Interrupt::new("p")).await });
+        let request = peer.expect("process/signal").await;
+        assert_eq!(
+            request.params,
+            json!({"processId": "p", "signal": "interrupt"})
+        );
+        peer.reject(&request, -32601, "stub").await;
+        match soon(call).await.unwrap().unwrap_err() {
+            CallError::Rejected {
+                method,
+                code,
+                message,
+            } => {
+                assert_eq!(
+                    (method, code),
+                    ("process/signal", ErrorCode::METHOD_NOT_FOUND)
+                );
+                assert_eq!(message, "stub");
+            }
+            other => panic!("{other:?}"),
         }
-        other => panic!("{other:?}"),
-    }
+    })
+    .await;
 }
 
 #[actix::test]
 async fn an_answer_of_another_shape_fails_its_call_only() {
-    let (mux, mut peer) = Peer::connect(config()).await;
-    for answer in [
-        json!({"result": 7}),
-        json!({"result": {}}),
-        json!({}),
-        json!({"result": {"running": "secret"}}),
-    ] {
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        for answer in [
+            json!({"result": 7}),
+            json!({"result": {}}),
+            json!({}),
+            json!({"result": {"running": "secret"}}),
+        ] {
+            let call = spawn_terminate(&mux, "p");
+            let request = peer.request().await;
+            let mut message = answer.clone();
+            message["id"] = json!(request.id);
+            peer.send(message).await;
+            let error = soon(call).await.unwrap().unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    CallError::InvalidResponse {
+                        method: "process/terminate",
+                        ..
+                    }
+                ),
+                "{answer}: {error:?}"
+            );
+            assert!(
+                !format!("{error} {error:?}").contains("secret"),
+                "{error:?}"
+            );
+        }
         let call = spawn_terminate(&mux, "p");
         let request = peer.request().await;
-        let mut message = answer.clone();
-        message["id"] = json!(request.id);
-        peer.send(message).await;
-        let error = soon(call).await.unwrap().unwrap_err();
-        assert!(
-            matches!(
-                error,
-                CallError::InvalidResponse {
-                    method: "process/terminate",
-                    ..
-                }
-            ),
-            "{answer}: {error:?}"
-        );
-        assert!(
-            !format!("{error} {error:?}").contains("secret"),
-            "{error:?}"
-        );
-    }
-    let call = spawn_terminate(&mux, "p");
-    let request = peer.request().await;
-    peer.answer(&request, json!({"running": true})).await;
-    assert!(soon(call).await.unwrap().unwrap().running);
+        peer.answer(&request, json!({"running": true})).await;
+        assert!(soon(call).await.unwrap().unwrap().running);
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p7_every_call_has_a_deadline_of_its_own() {
-    pause();
-    let (mux, mut peer) = Peer::connect(config()).await;
-    let begun = Instant::now();
-    let (default, short) = tokio::join!(
-        async { (mux.call(Terminate::new("a")).await, begun.elapsed()) },
-        async {
-            let call = Call::new(Terminate::new("b")).timeout(Duration::from_millis(1500));
-            (mux.call(call).await, begun.elapsed())
-        },
-    );
-    for ((answer, elapsed), expected) in [(default, 30_000), (short, 1500)] {
-        match answer {
-            Err(CallError::DeadlineExceeded { after, .. }) => {
-                assert_eq!(after, Duration::from_millis(expected));
+    checked(async {
+        pause();
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let begun = Instant::now();
+        let (default, short) = tokio::join!(
+            async { (mux.call(Terminate::new("a")).await, begun.elapsed()) },
+            async {
+                let call = Call::new(Terminate::new("b")).timeout(Duration::from_millis(1500));
+                (mux.call(call).await, begun.elapsed())
+            },
+        );
+        for ((answer, elapsed), expected) in [(default, 30_000), (short, 1500)] {
+            match answer {
+                Err(CallError::DeadlineExceeded { after, .. }) => {
+                    assert_eq!(after, Duration::from_millis(expected));
+                }
+                other => panic!("{other:?}"),
             }
-            other => panic!("{other:?}"),
+            let late = elapsed - Duration::from_millis(expected);
+            assert!(late < Duration::from_millis(5), "{late:?} late");
         }
-        let late = elapsed - Duration::from_millis(expected);
-        assert!(late < Duration::from_millis(5), "{late:?} late");
-    }
-    assert_eq!(in_flight(&mux).await, 0);
+        assert_eq!(in_flight(&mux).await, 0);
 
-    // A late answer harms nothing, and is counted.
-    for _ in 0..2 {
-        let request = peer.request().await;
-        peer.answer(&request, json!({"running": true})).await;
-    }
-    let call = spawn_terminate(&mux, "c");
-    loop {
-        // A ping may have come in the time that has passed.
-        if let Some(ws::Frame::Text(text)) = peer.frame().await {
-            let request: Value = serde_json::from_slice(&text).unwrap();
-            peer.send(json!({"id": request["id"], "result": {"running": true}}))
-                .await;
-            break;
+        // A late answer harms nothing, and is counted.
+        for _ in 0..2 {
+            let request = peer.request().await;
+            peer.answer(&request, json!({"running": true})).await;
         }
-    }
-    assert!(soon(call).await.unwrap().unwrap().running);
-    assert_eq!(mux.statistics().await.unwrap().unknown_answers, 2);
+        let call = spawn_terminate(&mux, "c");
+        loop {
+            // A ping may have come in the time that has passed.
+            if let Some(ws::Frame::Text(text)) = peer.frame().await {
+                let request: Value = serde_json::from_slice(&text).unwrap();
+                peer.send(json!({"id": request["id"], "result": {"running": true}}))
+                    .await;
+                break;
+            }
+        }
+        assert!(soon(call).await.unwrap().unwrap().running);
+        assert_eq!(mux.statistics().await.unwrap().unknown_answers, 2);
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p7_deadlines_hold_while_calls_flood_the_connection() {
-    let mut config = config();
-    config.call_timeout = Duration::from_millis(20);
-    config.max_calls_in_flight = 1;
-    let (mux, _peer) = Peer::connect(config).await;
-    let mut first = pin!(mux.call(Terminate::new("first")));
-    assert!(poll!(&mut first).is_pending());
-    // No wait in between, so that the connection's mailbox is never empty for long.
-    let flood = async {
-        while let Err(CallError::Overloaded { .. }) = mux.call(Terminate::new("flood")).await {}
-    };
-    let answer = tokio::select! {
-        biased;
-        answer = &mut first => answer,
-        () = flood => first.await,
-    };
-    assert!(
-        matches!(answer, Err(CallError::DeadlineExceeded { .. })),
-        "{answer:?}"
-    );
+    checked(async {
+        let mut config = config();
+        config.call_timeout = Duration::from_millis(20);
+        config.max_calls_in_flight = 1;
+        let (mux, _peer) = Peer::connect(config).await;
+        let mut first = pin!(mux.call(Terminate::new("first")));
+        assert!(poll!(&mut first).is_pending());
+        // No wait in between, so that the connection's mailbox is never empty for long.
+        let flood = async {
+            while let Err(CallError::Overloaded { .. }) = mux.call(Terminate::new("flood")).await {}
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = &mut first => answer,
+            () = flood => first.await,
+        };
+        assert!(
+            matches!(answer, Err(CallError::DeadlineExceeded { .. })),
+            "{answer:?}"
+        );
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p7_calls_beyond_the_cap_are_refused_and_others_go_on() {
-    let mut config = config();
-    config.max_calls_in_flight = 2;
-    let (mux, mut peer) = Peer::connect(config).await;
-    let calls = ["a", "b"].map(|id| spawn_terminate(&mux, id));
-    let first = peer.request().await;
-    let second = peer.request().await;
-    match mux.terminate("c").await {
-        Err(CallError::Overloaded { in_flight: 2, .. }) => {}
-        other => panic!("{other:?}"),
-    }
-    peer.answer(&first, json!({"running": true})).await;
-    let [a, b] = calls;
-    soon(a).await.unwrap().unwrap();
-    let again = spawn_terminate(&mux, "d");
-    let third = peer.request().await;
-    assert_eq!(third.params["processId"], "d");
-    for request in [second, third] {
-        peer.answer(&request, json!({"running": true})).await;
-    }
-    soon(b).await.unwrap().unwrap();
-    soon(again).await.unwrap().unwrap();
+    checked(async {
+        let mut config = config();
+        config.max_calls_in_flight = 2;
+        let (mux, mut peer) = Peer::connect(config).await;
+        let calls = ["a", "b"].map(|id| spawn_terminate(&mux, id));
+        let first = peer.request().await;
+        let second = peer.request().await;
+        match mux.terminate("c").await {
+            Err(CallError::Overloaded { in_flight: 2, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        peer.answer(&first, json!({"running": true})).await;
+        let [a, b] = calls;
+        soon(a).await.unwrap().unwrap();
+        let again = spawn_terminate(&mux, "d");
+        let third = peer.request().await;
+        assert_eq!(third.params["processId"], "d");
+        for request in [second, third] {
+            peer.answer(&request, json!({"running": true})).await;
+        }
+        soon(b).await.unwrap().unwrap();
+        soon(again).await.unwrap().unwrap();
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p7_a_call_whose_caller_has_gone_leaves_its_place() {
-    pause();
-    let mut config = config();
-    config.max_calls_in_flight = 2;
-    let (mux, mut peer) = Peer::connect(config).await;
-    for _ in 0..5 {
-        let calls = ["a", "b"].map(|id| spawn_terminate(&mux, id));
-        for _ in 0..2 {
-            peer.expect("process/terminate").await;
+    checked(async {
+        pause();
+        let mut config = config();
+        config.max_calls_in_flight = 2;
+        let (mux, mut peer) = Peer::connect(config).await;
+        for _ in 0..5 {
+            let calls = ["a", "b"].map(|id| spawn_terminate(&mux, id));
+            for _ in 0..2 {
+                peer.expect("process/terminate").await;
+            }
+            for call in calls {
+                call.abort();
+                assert!(call.await.unwrap_err().is_cancelled());
+            }
+            // Room is made when it is needed …
+            let wanted = spawn_terminate(&mux, "wanted");
+            let request = peer.request().await;
+            assert_eq!(request.params["processId"], "wanted");
+            peer.answer(&request, json!({"running": true})).await;
+            soon(wanted).await.unwrap().unwrap();
+            // … but not looked for at each call that is refused.
+            tokio::time::advance(Duration::from_millis(11)).await;
         }
-        for call in calls {
-            call.abort();
-            assert!(call.await.unwrap_err().is_cancelled());
+        // Without need it is made in a second, not at the deadline.
+        let call = spawn_terminate(&mux, "a");
+        peer.expect("process/terminate").await;
+        call.abort();
+        let begun = Instant::now();
+        while in_flight(&mux).await > 0 {
+            tokio::time::advance(Duration::from_millis(100)).await;
         }
-        // Room is made when it is needed …
-        let wanted = spawn_terminate(&mux, "wanted");
-        let request = peer.request().await;
-        assert_eq!(request.params["processId"], "wanted");
-        peer.answer(&request, json!({"running": true})).await;
-        soon(wanted).await.unwrap().unwrap();
-        // … but not looked for at each call that is refused.
-        tokio::time::advance(Duration::from_millis(11)).await;
-    }
-    // Without need it is made in a second, not at the deadline.
-    let call = spawn_terminate(&mux, "a");
-    peer.expect("process/terminate").await;
-    call.abort();
-    let begun = Instant::now();
-    while in_flight(&mux).await > 0 {
-        tokio::time::advance(Duration::from_millis(100)).await;
-    }
-    assert!(
-        begun.elapsed() <= Duration::from_millis(1100),
-        "{:?}",
-        begun.elapsed()
-    );
+        assert!(
+            begun.elapsed() <= Duration::from_millis(1100),
+            "{:?}",
+            begun.elapsed()
+        );
+    })
+    .await;
 }
 
 #[actix::test]
 async fn a_call_dropped_before_it_is_handled_is_not_sent() {
-    let (mux, mut peer) = Peer::connect(config()).await;
-    let call = mux.call(Terminate::new("never"));
-    drop(call);
-    let call = spawn_terminate(&mux, "this");
-    assert_eq!(peer.request().await.params["processId"], "this");
-    call.abort();
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let call = mux.call(Terminate::new("never"));
+        drop(call);
+        let call = spawn_terminate(&mux, "this");
+        assert_eq!(peer.request().await.params["processId"], "this");
+        call.abort();
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p4_requests_that_wait_for_the_socket_are_bounded() {
-    let mut config = config();
-    config.max_queued_bytes = 1 << 20;
-    let (mux, mut peer) = Peer::connect(config).await;
-    // The pipe holds 1 MiB, and the peer does not read.
-    let content = vec![b'x'; 600 << 10];
-    let mut writes = Vec::new();
-    let refused = loop {
-        let (mux, content) = (mux.clone(), content.clone());
-        let mut write = actix::spawn(async move { mux.write_file("/x", content).await });
-        let refused = tokio::select! {
-            answer = &mut write => Some(answer.unwrap().unwrap_err()),
-            () = async { for _ in 0..100 { tokio::task::yield_now().await } } => None,
+    checked(async {
+        let mut config = config();
+        config.max_queued_bytes = 1 << 20;
+        let (mux, mut peer) = Peer::connect(config).await;
+        // The pipe holds 1 MiB, and the peer does not read.
+        let content = vec![b'x'; 600 << 10];
+        let mut writes = Vec::new();
+        let refused = loop {
+            let (mux, content) = (mux.clone(), content.clone());
+            let mut write = actix::spawn(async move { mux.write_file("/x", content).await });
+            let refused = tokio::select! {
+                answer = &mut write => Some(answer.unwrap().unwrap_err()),
+                () = async { for _ in 0..100 { tokio::task::yield_now().await } } => None,
+            };
+            match refused {
+                Some(error) => break error,
+                None => writes.push(write),
+            }
+            assert!(writes.len() < 10, "never refused");
         };
         match refused {
-            Some(error) => break error,
-            None => writes.push(write),
+            CallError::Overloaded { queued_bytes, .. } => assert!(queued_bytes <= 1 << 20),
+            other => panic!("{other:?}"),
         }
-        assert!(writes.len() < 10, "never refused");
-    };
-    match refused {
-        CallError::Overloaded { queued_bytes, .. } => assert!(queued_bytes <= 1 << 20),
-        other => panic!("{other:?}"),
-    }
-    // Those that were taken arrive once the peer reads.
-    for write in writes {
-        let request = peer.expect("fs/writeFile").await;
-        peer.answer(&request, json!({})).await;
-        soon(write).await.unwrap().unwrap();
-    }
-    assert_eq!(mux.statistics().await.unwrap().queued_bytes, 0);
+        // Those that were taken arrive once the peer reads.
+        for write in writes {
+            let request = peer.expect("fs/writeFile").await;
+            peer.answer(&request, json!({})).await;
+            soon(write).await.unwrap().unwrap();
+        }
+        assert_eq!(mux.statistics().await.unwrap().queued_bytes, 0);
+    })
+    .await;
 }
 
 #[actix::test]
 async fn a_call_that_cannot_be_sent_is_told_and_takes_no_place() {
-    let (mux, mut peer) = Peer::connect(config()).await;
-    let error = mux.call(ReadFile::new("relative")).await.unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "fs/readFile not sent: path must be an absolute path, got relative"
-    );
-    assert_eq!(in_flight(&mux).await, 0);
-    let call = spawn_terminate(&mux, "p");
-    peer.expect("process/terminate").await;
-    call.abort();
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let error = mux.call(ReadFile::new("relative")).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "fs/readFile not sent: path must be an absolute path, got relative"
+        );
+        assert_eq!(in_flight(&mux).await, 0);
+        let call = spawn_terminate(&mux, "p");
+        peer.expect("process/terminate").await;
+        call.abort();
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p12_the_call_is_spelled_in_the_dialect_of_the_server() {
-    let (mux, mut peer) = Peer::connect(config()).await;
-    let read = actix::spawn(async move { mux.read_file("/tmp/a b").await });
-    let request = peer.expect("fs/readFile").await;
-    assert_eq!(request.params, json!({"path": "file:///tmp/a%20b"}));
-    peer.answer(&request, json!({"dataBase64": "aGk="})).await;
-    assert_eq!(soon(read).await.unwrap().unwrap().content, "hi");
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let read = actix::spawn(async move { mux.read_file("/tmp/a b").await });
+        let request = peer.expect("fs/readFile").await;
+        assert_eq!(request.params, json!({"path": "file:///tmp/a%20b"}));
+        peer.answer(&request, json!({"dataBase64": "aGk="})).await;
+        assert_eq!(soon(read).await.unwrap().unwrap().content, "hi");
+    })
+    .await;
 }
 
 #[actix::test]
 async fn messages_sent_without_waiting_are_calls_too() {
-    let (mux, mut peer) = Peer::connect(config()).await;
-    mux.connection().do_send(Call::new(Terminate::new("p")));
-    let request = peer.expect("process/terminate").await;
-    peer.answer(&request, json!({"running": true})).await;
-    let answer = actix::spawn({
-        let mux = mux.clone();
-        async move {
-            mux.connection()
-                .send(Call::new(ReadProcess::new("p")))
-                .await
-        }
-    });
-    let request = peer.expect("process/read").await;
-    peer.answer(
-        &request,
-        json!({"chunks": [], "nextSeq": 1, "exited": false, "exitCode": null, "closed": false}),
-    )
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        mux.connection().do_send(Call::new(Terminate::new("p")));
+        let request = peer.expect("process/terminate").await;
+        peer.answer(&request, json!({"running": true})).await;
+        let answer = actix::spawn({
+            let mux = mux.clone();
+            async move {
+                mux.connection()
+                    .send(Call::new(ReadProcess::new("p")))
+                    .await
+            }
+        });
+        let request = peer.expect("process/read").await;
+        peer.answer(
+            &request,
+            json!({"chunks": [], "nextSeq": 1, "exited": false, "exitCode": null, "closed": false}),
+        )
+        .await;
+        assert_eq!(soon(answer).await.unwrap().unwrap().unwrap().next_seq, 1);
+        assert_eq!(mux.statistics().await.unwrap().unknown_answers, 0);
+    })
     .await;
-    assert_eq!(soon(answer).await.unwrap().unwrap().unwrap().next_seq, 1);
-    assert_eq!(mux.statistics().await.unwrap().unknown_answers, 0);
 }
 
 #[actix::test]
 async fn answers_to_nothing_are_ignored_and_counted() {
-    let (mux, mut peer) = Peer::connect(config()).await;
-    for id in [json!(99), json!("text"), json!(0), json!(-7)] {
-        peer.send(json!({"id": id, "result": {}})).await;
-    }
-    peer.send(json!({"id": "text", "error": {"code": 1, "message": ""}}))
-        .await;
-    for id in [json!(-1), json!(null)] {
-        peer.send(json!({"id": id, "error": {"code": -32600, "message": "what?"}}))
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        for id in [json!(99), json!("text"), json!(0), json!(-7)] {
+            peer.send(json!({"id": id, "result": {}})).await;
+        }
+        peer.send(json!({"id": "text", "error": {"code": 1, "message": ""}}))
             .await;
-    }
-    let call = spawn_terminate(&mux, "p");
-    let request = peer.request().await;
-    peer.answer(&request, json!({"running": true})).await;
-    soon(call).await.unwrap().unwrap();
-    let statistics = mux.statistics().await.unwrap();
-    assert_eq!(
-        (statistics.unknown_answers, statistics.connection_errors),
-        (5, 2)
-    );
+        for id in [json!(-1), json!(null)] {
+            peer.send(json!({"id": id, "error": {"code": -32600, "message": "what?"}}))
+                .await;
+        }
+        let call = spawn_terminate(&mux, "p");
+        let request = peer.request().await;
+        peer.answer(&request, json!({"running": true})).await;
+        soon(call).await.unwrap().unwrap();
+        let statistics = mux.statistics().await.unwrap();
+        assert_eq!(
+            (statistics.unknown_answers, statistics.connection_errors),
+            (5, 2)
+        );
+    })
+    .await;
 }
 
 #[actix::test]
 async fn requests_of_the_server_are_refused_and_pings_answered() {
-    let (_mux, mut peer) = Peer::connect(config()).await;
-    peer.send(json!({"id": 1, "method": "network/policyRequest", "params": {"processId": "p"}}))
+    checked(async {
+        let (_mux, mut peer) = Peer::connect(config()).await;
+        peer.send(
+            json!({"id": 1, "method": "network/policyRequest", "params": {"processId": "p"}}),
+        )
         .await;
-    let refusal = peer.json().await;
-    assert_eq!(
-        (&refusal["id"], &refusal["error"]["code"]),
-        (&json!(1), &json!(-32601))
-    );
-    peer.message(ws::Message::Ping("hello".into())).await;
-    assert_eq!(peer.frame().await, Some(ws::Frame::Pong("hello".into())));
+        let refusal = peer.json().await;
+        assert_eq!(
+            (&refusal["id"], &refusal["error"]["code"]),
+            (&json!(1), &json!(-32601))
+        );
+        peer.message(ws::Message::Ping("hello".into())).await;
+        assert_eq!(peer.frame().await, Some(ws::Frame::Pong("hello".into())));
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p4_a_peer_that_asks_without_reading_is_not_owed_every_answer() {
-    let (mux, mut peer) = Peer::connect(config()).await;
-    let mut pings = Vec::new();
-    for _ in 0..100_000 {
-        pings.extend_from_slice(b"\x89\x7d");
-        pings.extend_from_slice(&[b'x'; 125]);
-    }
-    peer.bytes(&pings).await;
-    let call = spawn_terminate(&mux, "p");
-    let mut pongs = 0;
-    loop {
-        match peer.frame().await.unwrap() {
-            ws::Frame::Pong(_) => pongs += 1,
-            ws::Frame::Text(_) => break,
-            other => panic!("{other:?}"),
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let mut pings = Vec::new();
+        for _ in 0..100_000 {
+            pings.extend_from_slice(b"\x89\x7d");
+            pings.extend_from_slice(&[b'x'; 125]);
         }
-    }
-    // What fits into the pipe, and the few that are queued.
-    assert!((1..10_000).contains(&pongs), "{pongs}");
-    call.abort();
+        peer.bytes(&pings).await;
+        let call = spawn_terminate(&mux, "p");
+        let mut pongs = 0;
+        loop {
+            match peer.frame().await.unwrap() {
+                ws::Frame::Pong(_) => pongs += 1,
+                ws::Frame::Text(_) => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        // What fits into the pipe, and the few that are queued.
+        assert!((1..10_000).contains(&pongs), "{pongs}");
+        call.abort();
+    })
+    .await;
 }

@@ -12,6 +12,7 @@ use execmux::{
 };
 use serde_json::json;
 use support::{
+    checked,
     peer::{Peer, config, frame},
     recorder::{Recorder, Recording},
     soon,
@@ -120,46 +121,53 @@ impl Busy {
 
 #[actix::test]
 async fn p2_a_peer_that_closes_tells_everyone_once() {
-    let Busy {
-        mux,
-        peer,
-        recordings,
-        calls,
-    } = Busy::start().await;
-    drop(peer);
-    let (_, peer) = Peer::connect(config()).await;
-    let reason = Busy {
-        mux,
-        peer,
-        recordings,
-        calls,
-    }
-    .end()
+    checked(async {
+        let Busy {
+            mux,
+            peer,
+            recordings,
+            calls,
+        } = Busy::start().await;
+        drop(peer);
+        let (_, peer) = Peer::connect(config()).await;
+        let reason = Busy {
+            mux,
+            peer,
+            recordings,
+            calls,
+        }
+        .end()
+        .await;
+        assert!(
+            matches!(
+                reason,
+                DisconnectReason::PeerClosed { code: None } | DisconnectReason::WriteFailed(_)
+            ),
+            "{reason:?}"
+        );
+    })
     .await;
-    assert!(
-        matches!(
-            reason,
-            DisconnectReason::PeerClosed { code: None } | DisconnectReason::WriteFailed(_)
-        ),
-        "{reason:?}"
-    );
 }
 
 #[actix::test]
 async fn a_close_frame_is_told_with_its_code() {
-    let mut busy = Busy::start().await;
-    busy.peer
-        .message(ws::Message::Close(Some(ws::CloseCode::Restart.into())))
-        .await;
-    let reason = busy.end().await;
-    assert!(
-        matches!(reason, DisconnectReason::PeerClosed { code: Some(1012) }),
-        "{reason:?}"
-    );
+    checked(async {
+        let mut busy = Busy::start().await;
+        busy.peer
+            .message(ws::Message::Close(Some(ws::CloseCode::Restart.into())))
+            .await;
+        let reason = busy.end().await;
+        assert!(
+            matches!(reason, DisconnectReason::PeerClosed { code: Some(1012) }),
+            "{reason:?}"
+        );
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p2_output_before_the_end_is_delivered() {
+    checked(async {
     let (mux, mut peer) = Peer::connect(config()).await;
     let (session, recording) = Recorder::start_session();
     mux.register("p", session).await.unwrap();
@@ -184,10 +192,13 @@ async fn p2_output_before_the_end_is_delivered() {
         ),
         "{failed:?}"
     );
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p10_what_a_hostile_peer_sends_ends_the_connection_by_name() {
+    checked(async {
     type Expected = fn(&DisconnectReason) -> bool;
     let cases: [(&str, &[u8], Expected); 10] = [
         ("garbage text", b"\x81\x05hello", |reason| {
@@ -246,303 +257,342 @@ async fn p10_what_a_hostile_peer_sends_ends_the_connection_by_name() {
         assert!(expected(&reason), "{what}: {reason:?}");
         assert_eq!(mux.statistics().await.unwrap().unknown_answers, 1, "{what}");
     }
+    })
+    .await;
 }
 
 #[actix::test]
 async fn a_notification_that_does_not_decode_ends_the_connection_and_names_its_method() {
-    let mut busy = Busy::start().await;
-    let params = json!({"processId": "a", "seq": 2, "stream": "stdout", "chunk": "not base64!"});
-    busy.peer
-        .send(json!({"method": "process/output", "params": params}))
-        .await;
-    let reason = busy.end().await.to_string();
-    assert!(
-        reason.starts_with(
-            "the params of a process/output notification do not decode: invalid base64"
-        ),
-        "{reason}"
-    );
+    checked(async {
+        let mut busy = Busy::start().await;
+        let params =
+            json!({"processId": "a", "seq": 2, "stream": "stdout", "chunk": "not base64!"});
+        busy.peer
+            .send(json!({"method": "process/output", "params": params}))
+            .await;
+        let reason = busy.end().await.to_string();
+        assert!(
+            reason.starts_with(
+                "the params of a process/output notification do not decode: invalid base64"
+            ),
+            "{reason}"
+        );
+    })
+    .await;
 }
 
 #[actix::test]
 async fn notifications_without_a_use_are_ignored() {
-    let mut busy = Busy::start().await;
-    busy.peer
-        .send(json!({"method": "process/later", "params": {"processId": "a"}}))
-        .await;
-    busy.peer
-        .send(json!({"method": "fs/missingChanged", "params": {"watchId": 1}}))
-        .await;
-    busy.peer.message(ws::Message::Close(None)).await;
-    let reason = busy.end().await;
-    assert!(
-        matches!(reason, DisconnectReason::PeerClosed { code: None }),
-        "{reason:?}"
-    );
+    checked(async {
+        let mut busy = Busy::start().await;
+        busy.peer
+            .send(json!({"method": "process/later", "params": {"processId": "a"}}))
+            .await;
+        busy.peer
+            .send(json!({"method": "fs/missingChanged", "params": {"watchId": 1}}))
+            .await;
+        busy.peer.message(ws::Message::Close(None)).await;
+        let reason = busy.end().await;
+        assert!(
+            matches!(reason, DisconnectReason::PeerClosed { code: None }),
+            "{reason:?}"
+        );
+    })
+    .await;
 }
 
 #[actix::test]
 async fn a_silent_link_is_pinged_and_then_given_up() {
-    pause();
-    let mut config = config();
-    config.call_timeout = Duration::from_secs(3600);
-    let mut busy = Busy::start_with(config).await;
-    let begun = Instant::now();
-    assert_eq!(busy.peer.frame().await, Some(ws::Frame::Ping("".into())));
-    assert_eq!(begun.elapsed().as_secs(), 30);
-    let reason = busy.end().await;
-    assert!(
-        matches!(reason, DisconnectReason::Silent { after } if after.as_secs() == 60),
-        "{reason:?}"
-    );
-    assert_eq!(begun.elapsed().as_secs(), 60);
+    checked(async {
+        pause();
+        let mut config = config();
+        config.call_timeout = Duration::from_secs(3600);
+        let mut busy = Busy::start_with(config).await;
+        let begun = Instant::now();
+        assert_eq!(busy.peer.frame().await, Some(ws::Frame::Ping("".into())));
+        assert_eq!(begun.elapsed().as_secs(), 30);
+        let reason = busy.end().await;
+        assert!(
+            matches!(reason, DisconnectReason::Silent { after } if after.as_secs() == 60),
+            "{reason:?}"
+        );
+        assert_eq!(begun.elapsed().as_secs(), 60);
+    })
+    .await;
 }
 
 #[actix::test]
 async fn a_link_that_gives_signs_of_life_is_kept() {
-    pause();
-    let mut config = config();
-    config.call_timeout = Duration::from_secs(3600);
-    let mut busy = Busy::start_with(config).await;
-    let begun = Instant::now();
-    for _ in 0..10 {
+    checked(async {
+        pause();
+        let mut config = config();
+        config.call_timeout = Duration::from_secs(3600);
+        let mut busy = Busy::start_with(config).await;
+        let begun = Instant::now();
+        for _ in 0..10 {
+            assert_eq!(busy.peer.frame().await, Some(ws::Frame::Ping("".into())));
+            busy.peer.message(ws::Message::Pong("".into())).await;
+        }
+        assert!(begun.elapsed().as_secs() >= 300);
+        // Output is a sign of life as well, and saves the ping.
+        for seq in 2..20 {
+            tokio::time::advance(Duration::from_secs(25)).await;
+            busy.peer.output("a", seq, "stdout", "x").await;
+            tokio::task::yield_now().await;
+        }
+        let last_output = Instant::now();
         assert_eq!(busy.peer.frame().await, Some(ws::Frame::Ping("".into())));
-        busy.peer.message(ws::Message::Pong("".into())).await;
-    }
-    assert!(begun.elapsed().as_secs() >= 300);
-    // Output is a sign of life as well, and saves the ping.
-    for seq in 2..20 {
-        tokio::time::advance(Duration::from_secs(25)).await;
-        busy.peer.output("a", seq, "stdout", "x").await;
-        tokio::task::yield_now().await;
-    }
-    let last_output = Instant::now();
-    assert_eq!(busy.peer.frame().await, Some(ws::Frame::Ping("".into())));
-    assert_eq!(last_output.elapsed().as_secs(), 30);
-    assert_eq!(busy.mux.statistics().await.unwrap().calls_in_flight, 3);
-    busy.calls.clear();
+        assert_eq!(last_output.elapsed().as_secs(), 30);
+        assert_eq!(busy.mux.statistics().await.unwrap().calls_in_flight, 3);
+        busy.calls.clear();
+    })
+    .await;
 }
 
 #[actix::test]
 async fn an_orderly_shutdown_writes_what_waits_and_answers_when_all_are_told() {
-    let mut busy = Busy::start().await;
-    // Queued when the shutdown comes: still written, and its answer still taken.
-    let last = actix::spawn({
-        let mux = busy.mux.clone();
-        async move { mux.terminate("last").await }
-    });
-    tokio::task::yield_now().await;
-    let shutdown = actix::spawn({
-        let mux = busy.mux.clone();
-        async move { mux.router().send(Shutdown::detach()).await.unwrap() }
-    });
-    let request = busy.peer.expect("process/terminate").await;
-    assert_eq!(request.params["processId"], "last");
-    let expected = ws::Frame::Close(Some(ws::CloseCode::Normal.into()));
-    assert_eq!(busy.peer.frame().await, Some(expected));
-    busy.peer.answer(&request, json!({"running": true})).await;
-    assert!(soon(last).await.unwrap().unwrap().running);
-    assert!(!shutdown.is_finished(), "the peer has not closed yet");
-    // What comes in now is refused, and its session hears nothing.
-    let (session, recording) = Recorder::start_session();
-    let process = StartProcess::new("late", ["true"], "/");
-    match busy.mux.start(process, session).await {
-        Err(StartError::Register(RegisterError::Disconnected(DisconnectReason::Closed))) => {}
-        answer => panic!("{answer:?}"),
-    }
-    assert!(!recording.partial().await.has_ended());
-    match busy.mux.terminate("late").await {
-        Err(CallError::Disconnected {
-            reason: DisconnectReason::Closed,
-            ..
-        }) => {}
-        answer => panic!("{answer:?}"),
-    }
-    let Busy {
-        mux,
-        peer,
-        recordings,
-        calls,
-    } = busy;
-    drop(peer);
-    soon(shutdown).await.unwrap();
-    let (_, peer) = Peer::connect(config()).await;
-    let reason = Busy {
-        mux: mux.clone(),
-        peer,
-        recordings,
-        calls,
-    }
-    .end()
+    checked(async {
+        let mut busy = Busy::start().await;
+        // Queued when the shutdown comes: still written, and its answer still taken.
+        let last = actix::spawn({
+            let mux = busy.mux.clone();
+            async move { mux.terminate("last").await }
+        });
+        tokio::task::yield_now().await;
+        let shutdown = actix::spawn({
+            let mux = busy.mux.clone();
+            async move { mux.router().send(Shutdown::detach()).await.unwrap() }
+        });
+        let request = busy.peer.expect("process/terminate").await;
+        assert_eq!(request.params["processId"], "last");
+        let expected = ws::Frame::Close(Some(ws::CloseCode::Normal.into()));
+        assert_eq!(busy.peer.frame().await, Some(expected));
+        busy.peer.answer(&request, json!({"running": true})).await;
+        assert!(soon(last).await.unwrap().unwrap().running);
+        assert!(!shutdown.is_finished(), "the peer has not closed yet");
+        // What comes in now is refused, and its session hears nothing.
+        let (session, recording) = Recorder::start_session();
+        let process = StartProcess::new("late", ["true"], "/");
+        match busy.mux.start(process, session).await {
+            Err(StartError::Register(RegisterError::Disconnected(DisconnectReason::Closed))) => {}
+            answer => panic!("{answer:?}"),
+        }
+        assert!(!recording.partial().await.has_ended());
+        match busy.mux.terminate("late").await {
+            Err(CallError::Disconnected {
+                reason: DisconnectReason::Closed,
+                ..
+            }) => {}
+            answer => panic!("{answer:?}"),
+        }
+        let Busy {
+            mux,
+            peer,
+            recordings,
+            calls,
+        } = busy;
+        drop(peer);
+        soon(shutdown).await.unwrap();
+        let (_, peer) = Peer::connect(config()).await;
+        let reason = Busy {
+            mux: mux.clone(),
+            peer,
+            recordings,
+            calls,
+        }
+        .end()
+        .await;
+        assert!(matches!(reason, DisconnectReason::Closed), "{reason:?}");
+        soon(mux.shutdown()).await;
+    })
     .await;
-    assert!(matches!(reason, DisconnectReason::Closed), "{reason:?}");
-    soon(mux.shutdown()).await;
 }
 
 #[actix::test]
 async fn p8_what_was_not_sent_when_the_link_failed_is_not_sent_after_that() {
-    let (mux, mut peer) = Peer::connect(config()).await;
-    // Fills the pipe, and waits for the peer to read.
-    let write = actix::spawn({
-        let mux = mux.clone();
-        async move { mux.write_file("/x", vec![0; 2 << 20]).await }
-    });
-    while mux.statistics().await.unwrap().calls_in_flight < 1 {
-        tokio::task::yield_now().await;
-    }
-    let behind_it = actix::spawn({
-        let mux = mux.clone();
-        async move { mux.terminate("p").await }
-    });
-    while mux.statistics().await.unwrap().calls_in_flight < 2 {
-        tokio::task::yield_now().await;
-    }
-    peer.bytes(b"\x81\x02[]").await;
-    assert!(soon(write).await.unwrap().is_err());
-    match soon(behind_it).await.unwrap() {
-        Err(CallError::Disconnected {
-            reason: DisconnectReason::InvalidMessage(_),
-            ..
-        }) => {}
-        answer => panic!("{answer:?}"),
-    }
-    let read = peer.rest().await;
-    assert!(read <= 1 << 20, "{read}: more than the pipe held");
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        // Fills the pipe, and waits for the peer to read.
+        let write = actix::spawn({
+            let mux = mux.clone();
+            async move { mux.write_file("/x", vec![0; 2 << 20]).await }
+        });
+        while mux.statistics().await.unwrap().calls_in_flight < 1 {
+            tokio::task::yield_now().await;
+        }
+        let behind_it = actix::spawn({
+            let mux = mux.clone();
+            async move { mux.terminate("p").await }
+        });
+        while mux.statistics().await.unwrap().calls_in_flight < 2 {
+            tokio::task::yield_now().await;
+        }
+        peer.bytes(b"\x81\x02[]").await;
+        assert!(soon(write).await.unwrap().is_err());
+        match soon(behind_it).await.unwrap() {
+            Err(CallError::Disconnected {
+                reason: DisconnectReason::InvalidMessage(_),
+                ..
+            }) => {}
+            answer => panic!("{answer:?}"),
+        }
+        let read = peer.rest().await;
+        assert!(read <= 1 << 20, "{read}: more than the pipe held");
+    })
+    .await;
 }
 
 #[actix::test]
 async fn times_that_mean_never_are_taken_as_such() {
-    pause();
-    let mut config = config();
-    config.call_timeout = Duration::MAX;
-    config.ping_interval = Duration::MAX;
-    config.silence_timeout = Duration::MAX;
-    let mut busy = Busy::start_with(config).await;
-    for _ in 0..10 {
-        tokio::time::advance(Duration::from_secs(1000)).await;
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(busy.mux.statistics().await.unwrap().calls_in_flight, 3);
-    busy.peer.message(ws::Message::Close(None)).await;
-    let reason = busy.end().await;
-    assert!(
-        matches!(reason, DisconnectReason::PeerClosed { .. }),
-        "{reason:?}"
-    );
+    checked(async {
+        pause();
+        let mut config = config();
+        config.call_timeout = Duration::MAX;
+        config.ping_interval = Duration::MAX;
+        config.silence_timeout = Duration::MAX;
+        let mut busy = Busy::start_with(config).await;
+        for _ in 0..10 {
+            tokio::time::advance(Duration::from_secs(1000)).await;
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(busy.mux.statistics().await.unwrap().calls_in_flight, 3);
+        busy.peer.message(ws::Message::Close(None)).await;
+        let reason = busy.end().await;
+        assert!(
+            matches!(reason, DisconnectReason::PeerClosed { .. }),
+            "{reason:?}"
+        );
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p14_a_shutdown_does_not_wait_for_ever() {
-    pause();
-    let busy = Busy::start().await;
-    let begun = Instant::now();
-    busy.mux.shutdown().await;
-    assert_eq!(begun.elapsed().as_secs(), 5);
-    assert!(matches!(busy.end().await, DisconnectReason::Closed));
+    checked(async {
+        pause();
+        let busy = Busy::start().await;
+        let begun = Instant::now();
+        busy.mux.shutdown().await;
+        assert_eq!(begun.elapsed().as_secs(), 5);
+        assert!(matches!(busy.end().await, DisconnectReason::Closed));
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p14_a_shutdown_terminates_the_processes_and_lets_them_end() {
-    let (mux, mut peer) = Peer::connect(config()).await;
-    let mut recordings = Vec::new();
-    for id in ["a", "b"] {
-        let (session, recording) = Recorder::start_session();
-        mux.register(id, session).await.unwrap();
-        recordings.push(recording);
-    }
-    let shutdown = actix::spawn({
-        let mux = mux.clone();
-        async move { mux.shutdown().await }
-    });
-    for _ in 0..2 {
-        let request = peer.expect("process/terminate").await;
-        // Nothing new is taken on meanwhile.
-        let (session, _recording) = Recorder::start_session();
-        match mux.register("late", session).await {
-            Err(RegisterError::Disconnected(DisconnectReason::Closed)) => {}
-            other => panic!("{other:?}"),
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let mut recordings = Vec::new();
+        for id in ["a", "b"] {
+            let (session, recording) = Recorder::start_session();
+            mux.register(id, session).await.unwrap();
+            recordings.push(recording);
         }
-        let id = request.params["processId"].as_str().unwrap();
-        peer.answer(&request, json!({"running": true})).await;
-        peer.exited(id, 1, 137).await;
-        peer.closed(id, 2).await;
-    }
-    let expected = ws::Frame::Close(Some(ws::CloseCode::Normal.into()));
-    assert_eq!(peer.frame().await, Some(expected));
-    drop(peer);
-    soon(shutdown).await.unwrap();
-    for recording in recordings {
-        assert_eq!(recording.record().await.exit_code(), 137);
-    }
+        let shutdown = actix::spawn({
+            let mux = mux.clone();
+            async move { mux.shutdown().await }
+        });
+        for _ in 0..2 {
+            let request = peer.expect("process/terminate").await;
+            // Nothing new is taken on meanwhile.
+            let (session, _recording) = Recorder::start_session();
+            match mux.register("late", session).await {
+                Err(RegisterError::Disconnected(DisconnectReason::Closed)) => {}
+                other => panic!("{other:?}"),
+            }
+            let id = request.params["processId"].as_str().unwrap();
+            peer.answer(&request, json!({"running": true})).await;
+            peer.exited(id, 1, 137).await;
+            peer.closed(id, 2).await;
+        }
+        let expected = ws::Frame::Close(Some(ws::CloseCode::Normal.into()));
+        assert_eq!(peer.frame().await, Some(expected));
+        drop(peer);
+        soon(shutdown).await.unwrap();
+        for recording in recordings {
+            assert_eq!(recording.record().await.exit_code(), 137);
+        }
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p14_processes_that_do_not_end_do_not_hold_up_a_shutdown() {
-    pause();
-    let (mux, mut peer) = Peer::connect(config()).await;
-    let (session, recording) = Recorder::start_session();
-    mux.register("p", session).await.unwrap();
-    let begun = Instant::now();
-    let shutdown = actix::spawn({
-        let deadline = Duration::from_secs(3);
-        let shutdown = mux.router().send(Shutdown::new().deadline(deadline));
-        async move { shutdown.await.unwrap() }
-    });
-    peer.expect("process/terminate").await;
-    shutdown.await.unwrap();
-    assert_eq!(begun.elapsed().as_secs(), 3);
-    match recording.record().await.failed.unwrap().reason {
-        FailureReason::Disconnected(DisconnectReason::Closed) => {}
-        other => panic!("{other:?}"),
-    }
+    checked(async {
+        pause();
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let (session, recording) = Recorder::start_session();
+        mux.register("p", session).await.unwrap();
+        let begun = Instant::now();
+        let shutdown = actix::spawn({
+            let deadline = Duration::from_secs(3);
+            let shutdown = mux.router().send(Shutdown::new().deadline(deadline));
+            async move { shutdown.await.unwrap() }
+        });
+        peer.expect("process/terminate").await;
+        shutdown.await.unwrap();
+        assert_eq!(begun.elapsed().as_secs(), 3);
+        match recording.record().await.failed.unwrap().reason {
+            FailureReason::Disconnected(DisconnectReason::Closed) => {}
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
 }
 
 #[actix::test]
 async fn dropping_the_last_handle_closes_the_connection() {
-    let Busy {
-        mux,
-        mut peer,
-        recordings,
-        calls,
-    } = Busy::start().await;
-    for call in calls {
-        // Each holds a handle.
-        call.abort();
-    }
-    drop(mux);
-    let expected = ws::Frame::Close(Some(ws::CloseCode::Normal.into()));
-    assert_eq!(peer.frame().await, Some(expected));
-    assert_eq!(peer.frame().await, None, "the socket is closed");
-    for recording in recordings {
-        let failed = recording.record().await.failed.unwrap();
-        assert!(
-            matches!(
-                failed.reason,
-                FailureReason::Disconnected(DisconnectReason::Closed)
-            ),
-            "{failed:?}"
-        );
-    }
+    checked(async {
+        let Busy {
+            mux,
+            mut peer,
+            recordings,
+            calls,
+        } = Busy::start().await;
+        for call in calls {
+            // Each holds a handle.
+            call.abort();
+        }
+        drop(mux);
+        let expected = ws::Frame::Close(Some(ws::CloseCode::Normal.into()));
+        assert_eq!(peer.frame().await, Some(expected));
+        assert_eq!(peer.frame().await, None, "the socket is closed");
+        for recording in recordings {
+            let failed = recording.record().await.failed.unwrap();
+            assert!(
+                matches!(
+                    failed.reason,
+                    FailureReason::Disconnected(DisconnectReason::Closed)
+                ),
+                "{failed:?}"
+            );
+        }
+    })
+    .await;
 }
 
 #[actix::test]
 async fn a_peer_that_does_not_read_does_not_keep_a_dropped_connection() {
-    pause();
-    let (mux, mut peer) = Peer::connect(config()).await;
-    let write = actix::spawn({
-        let mux = mux.clone();
-        async move { mux.write_file("/x", vec![0; 4 << 20]).await }
-    });
-    while mux.statistics().await.unwrap().queued_bytes == 0 {
-        tokio::task::yield_now().await;
-    }
-    write.abort();
-    drop((write.await, mux));
-    // Lets the actors notice, and then the time be up: what is read is what the pipe held by then.
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
-    tokio::time::advance(Duration::from_secs(6)).await;
-    let read = peer.rest().await;
-    assert!(read <= 1 << 20, "{read}");
+    checked(async {
+        pause();
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let write = actix::spawn({
+            let mux = mux.clone();
+            async move { mux.write_file("/x", vec![0; 4 << 20]).await }
+        });
+        while mux.statistics().await.unwrap().queued_bytes == 0 {
+            tokio::task::yield_now().await;
+        }
+        write.abort();
+        drop((write.await, mux));
+        // Lets the actors notice, and then the time be up: what is read is what the pipe held by then.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::advance(Duration::from_secs(6)).await;
+        let read = peer.rest().await;
+        assert!(read <= 1 << 20, "{read}");
+    })
+    .await;
 }

@@ -19,6 +19,7 @@ use execmux::{
 };
 use sha2::{Digest as _, Sha256};
 use support::{
+    checked,
     exec_server::ExecServer,
     recorder::{Record, Recorder, Stop, Tap},
     soon,
@@ -39,7 +40,7 @@ macro_rules! scenarios {
                     if let Some(server) =
                         super::ExecServer::start($version, stringify!($scenario)).await
                     {
-                        super::$scenario(server).await;
+                        super::checked(super::$scenario(server)).await;
                     }
                 }
             )*

@@ -13,6 +13,7 @@ use execmux::{
 };
 use serde_json::{Value, json};
 use support::{
+    checked,
     peer::{Dials, Peer, Request, config},
     recorder::{Recorder, Tap},
     soon,
@@ -25,7 +26,7 @@ use tokio::{
 
 /// As servers from 0.150 on introduce themselves.
 fn new_server() -> Value {
-    json!({"sessionId": "s", "environmentInfo": {"cwd": null}})
+    json!({"sessionId": "5e5510", "environmentInfo": {"cwd": null}})
 }
 
 async fn connect(config: Config) -> (Mux, Peer, Dials) {
@@ -67,6 +68,7 @@ async fn watch(mux: &Mux) -> (Addr<Watcher>, UnboundedReceiver<LinkState>) {
 
 #[actix::test]
 async fn p6_sessions_carry_on_and_hear_of_it_only_if_they_want_to() {
+    checked(async {
     let (mux, mut peer, mut dials) = connect(config()).await;
     let (deaf, deaf_recording) = Recorder::start_session();
     let (curious, mut curious_events) = Tap::start_session();
@@ -114,136 +116,155 @@ async fn p6_sessions_carry_on_and_hear_of_it_only_if_they_want_to() {
         }
     }
     assert_eq!(mux.statistics().await.unwrap().resumes, 1);
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p6_whoever_subscribes_is_told_of_every_change() {
-    pause();
-    let (mux, peer, mut dials) = connect(config()).await;
-    let (_watcher, mut states) = watch(&mux).await;
-    let mut next = async || soon(states.recv()).await.unwrap();
-    assert!(matches!(next().await, LinkState::Open));
-    let cut = Instant::now();
-    drop(peer);
-    for expected in 0..3 {
-        match next().await {
-            LinkState::Recovering {
-                since, attempts, ..
-            } => {
-                assert_eq!(since, cut.into_std());
-                assert_eq!(attempts, expected);
+    checked(async {
+        pause();
+        let (mux, peer, mut dials) = connect(config()).await;
+        let (_watcher, mut states) = watch(&mux).await;
+        let mut next = async || soon(states.recv()).await.unwrap();
+        assert!(matches!(next().await, LinkState::Open));
+        let cut = Instant::now();
+        drop(peer);
+        for expected in 0..3 {
+            match next().await {
+                LinkState::Recovering {
+                    since, attempts, ..
+                } => {
+                    assert_eq!(since, cut.into_std());
+                    assert_eq!(attempts, expected);
+                }
+                other => panic!("{other:?}"),
             }
+            if expected < 2 {
+                drop(dials.next().await);
+            }
+        }
+        let peer = dials.resume().await;
+        assert!(matches!(next().await, LinkState::Open));
+        drop(peer);
+        assert!(matches!(
+            next().await,
+            LinkState::Recovering { attempts: 0, .. }
+        ));
+        let mut peer = dials.next().await;
+        let initialize = peer.initialize_to_resume().await;
+        peer.reject(&initialize, -32600, "unknown session id 5e5510")
+            .await;
+        match next().await {
+            LinkState::Closed(DisconnectReason::NotResumed {
+                lost,
+                why: ResumeError::SessionUnknown,
+            }) => assert!(matches!(*lost, DisconnectReason::PeerClosed { .. })),
             other => panic!("{other:?}"),
         }
-        if expected < 2 {
-            drop(dials.next().await);
-        }
-    }
-    let peer = dials.resume().await;
-    assert!(matches!(next().await, LinkState::Open));
-    drop(peer);
-    assert!(matches!(
-        next().await,
-        LinkState::Recovering { attempts: 0, .. }
-    ));
-    let mut peer = dials.next().await;
-    let initialize = peer.initialize_to_resume().await;
-    peer.reject(&initialize, -32600, "unknown session id s")
-        .await;
-    match next().await {
-        LinkState::Closed(DisconnectReason::NotResumed {
-            lost,
-            why: ResumeError::SessionUnknown,
-        }) => assert!(matches!(*lost, DisconnectReason::PeerClosed { .. })),
-        other => panic!("{other:?}"),
-    }
-    let (_watcher, mut states) = watch(&mux).await;
-    assert!(matches!(states.recv().await, Some(LinkState::Closed(_))));
+        let (_watcher, mut states) = watch(&mux).await;
+        assert!(matches!(states.recv().await, Some(LinkState::Closed(_))));
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p6_a_session_that_is_still_attached_is_tried_again_until_it_is_free() {
-    pause();
-    let (mux, peer, mut dials) = connect(config()).await;
-    drop(peer);
-    for (code, message) in [
-        (
-            -32010,
-            "session s is already attached to another connection",
-        ),
-        (
-            -32600,
-            "session s is already attached to another connection",
-        ),
-    ] {
-        let mut peer = dials.next().await;
-        let initialize = peer.initialize_to_resume().await;
-        peer.reject(&initialize, code, message).await;
-    }
-    let _peer = dials.resume().await;
-    while mux.statistics().await.unwrap().resumes == 0 {
-        tokio::task::yield_now().await;
-    }
+    checked(async {
+        pause();
+        let (mux, peer, mut dials) = connect(config()).await;
+        drop(peer);
+        for (code, message) in [
+            (
+                -32010,
+                "session 5e5510 is already attached to another connection",
+            ),
+            (
+                -32600,
+                "session 5e5510 is already attached to another connection",
+            ),
+        ] {
+            let mut peer = dials.next().await;
+            let initialize = peer.initialize_to_resume().await;
+            peer.reject(&initialize, code, message).await;
+        }
+        let _peer = dials.resume().await;
+        while mux.statistics().await.unwrap().resumes == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p6_when_the_window_has_passed_everyone_is_told() {
-    for (resume_timeout, expected) in [(Duration::MAX, 30), (Duration::from_secs(4), 4)] {
-        pause();
-        let mut config = config();
-        config.resume_timeout = resume_timeout;
-        let (mux, peer, mut dials) = connect(config).await;
-        let (session, recording) = Recorder::start_session();
-        mux.register("p", session).await.unwrap();
-        let metadata = call(&mux, async |mux| {
-            mux.call(Call::new(execmux::protocol::ReadMetadata::new("/")).timeout(Duration::MAX))
+    checked(async {
+        for (resume_timeout, expected) in [(Duration::MAX, 30), (Duration::from_secs(4), 4)] {
+            pause();
+            let mut config = config();
+            config.resume_timeout = resume_timeout;
+            let (mux, peer, mut dials) = connect(config).await;
+            let (session, recording) = Recorder::start_session();
+            mux.register("p", session).await.unwrap();
+            let metadata = call(&mux, async |mux| {
+                mux.call(
+                    Call::new(execmux::protocol::ReadMetadata::new("/")).timeout(Duration::MAX),
+                )
                 .await
-        });
-        let begun = Instant::now();
-        drop(peer);
-        actix::spawn(async move {
-            loop {
-                drop(dials.next().await);
+            });
+            let begun = Instant::now();
+            drop(peer);
+            actix::spawn(async move {
+                loop {
+                    drop(dials.next().await);
+                }
+            });
+            let failed = recording.record().await.failed.unwrap();
+            // No attempt is worth making that would come after the end.
+            let elapsed = begun.elapsed();
+            assert!(elapsed <= Duration::from_secs(expected), "{elapsed:?}");
+            assert!(elapsed > Duration::from_secs(expected - 3), "{elapsed:?}");
+            match failed.reason {
+                FailureReason::Disconnected(DisconnectReason::NotResumed {
+                    why: ResumeError::WindowPassed { attempts, .. },
+                    ..
+                }) => assert!(attempts > 3, "{attempts}"),
+                other => panic!("{other:?}"),
             }
-        });
-        let failed = recording.record().await.failed.unwrap();
-        // No attempt is worth making that would come after the end.
-        let elapsed = begun.elapsed();
-        assert!(elapsed <= Duration::from_secs(expected), "{elapsed:?}");
-        assert!(elapsed > Duration::from_secs(expected - 3), "{elapsed:?}");
-        match failed.reason {
-            FailureReason::Disconnected(DisconnectReason::NotResumed {
-                why: ResumeError::WindowPassed { attempts, .. },
-                ..
-            }) => assert!(attempts > 3, "{attempts}"),
-            other => panic!("{other:?}"),
+            match metadata.await.unwrap() {
+                Err(CallError::Disconnected { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+            tokio::time::resume();
         }
-        match metadata.await.unwrap() {
-            Err(CallError::Disconnected { .. }) => {}
-            other => panic!("{other:?}"),
-        }
-        tokio::time::resume();
-    }
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p6_without_resume_all_ends_at_once() {
-    let mut never = config();
-    never.resume_timeout = Duration::ZERO;
-    for (config, initialized) in [(config(), json!({})), (never, json!({"sessionId": "s"}))] {
-        let (mux, mut peer, mut dials) = Peer::connect_resumable(config, initialized).await;
-        let (session, recording) = Recorder::start_session();
-        mux.register("p", session).await.unwrap();
-        peer.output("p", 1, "stdout", "a").await;
-        drop(peer);
-        let failed = recording.record().await.failed.unwrap();
-        assert!(matches!(
-            failed.reason,
-            FailureReason::Disconnected(DisconnectReason::PeerClosed { .. })
-        ));
-        drop(mux);
-        dials.ended().await;
-    }
+    checked(async {
+        let mut never = config();
+        never.resume_timeout = Duration::ZERO;
+        for (config, initialized) in [
+            (config(), json!({})),
+            (never, json!({"sessionId": "5e5510"})),
+        ] {
+            let (mux, mut peer, mut dials) = Peer::connect_resumable(config, initialized).await;
+            let (session, recording) = Recorder::start_session();
+            mux.register("p", session).await.unwrap();
+            peer.output("p", 1, "stdout", "a").await;
+            drop(peer);
+            let failed = recording.record().await.failed.unwrap();
+            assert!(matches!(
+                failed.reason,
+                FailureReason::Disconnected(DisconnectReason::PeerClosed { .. })
+            ));
+            drop(mux);
+            dials.ended().await;
+        }
+    })
+    .await;
 }
 
 /// Calls of every kind whose answers are lost.
@@ -297,6 +318,7 @@ async fn unanswered() -> Unanswered {
 
 #[actix::test]
 async fn p8_calls_without_an_answer_are_resolved() {
+    checked(async {
     let Unanswered {
         mux,
         start,
@@ -359,274 +381,408 @@ async fn p8_calls_without_an_answer_are_resolved() {
     while mux.statistics().await.unwrap().calls_in_flight > 0 {
         tokio::task::yield_now().await;
     }
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p8_a_start_that_was_refused_both_times_is_refused() {
-    let Unanswered {
-        start, mut dials, ..
-    } = unanswered().await;
-    let mut peer = dials.resume().await;
-    let start_again = loop {
-        let request = peer.request().await;
-        if request.method == "process/start" {
-            break request;
+    checked(async {
+        // The other calls end with the time that the server keeps the session.
+        pause();
+        let Unanswered {
+            start, mut dials, ..
+        } = unanswered().await;
+        let mut peer = dials.resume().await;
+        let start_again = loop {
+            let request = peer.request().await;
+            if request.method == "process/start" {
+                break request;
+            }
+        };
+        peer.reject(&start_again, -32600, "'file:///x' is invalid on 'linux'")
+            .await;
+        let read = loop {
+            let request = peer.request().await;
+            if request.method == "process/read" {
+                break request;
+            }
+        };
+        peer.reject(&read, -32600, "unknown process id new").await;
+        match start.await.unwrap() {
+            Err(StartError::Call(CallError::Rejected { message, .. })) => {
+                assert!(message.contains("invalid"), "{message}");
+            }
+            other => panic!("{other:?}"),
         }
-    };
-    peer.reject(&start_again, -32600, "'file:///x' is invalid on 'linux'")
-        .await;
-    let read = loop {
-        let request = peer.request().await;
-        if request.method == "process/read" {
-            break request;
-        }
-    };
-    peer.reject(&read, -32600, "unknown process id new").await;
-    match start.await.unwrap() {
-        Err(StartError::Call(CallError::Rejected { message, .. })) => {
-            assert!(message.contains("invalid"), "{message}");
-        }
-        other => panic!("{other:?}"),
-    }
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p8_writes_are_not_repeated_where_the_server_would_write_them_twice() {
-    // As servers from 0.120 to 0.130 introduce themselves.
-    let old_server = json!({"sessionId": "s"});
-    let (mux, mut peer, mut dials) = Peer::connect_resumable(config(), old_server).await;
-    let write = call(&mux, async |mux| mux.write("p", "x").await);
-    peer.expect("process/write").await;
-    let second = call(&mux, async |mux| mux.write("p", "y").await);
-    tokio::task::yield_now().await;
-    drop(peer);
-    match write.await.unwrap() {
-        Err(CallError::OutcomeUnknown { .. }) => {}
-        other => panic!("{other:?}"),
-    }
-    // It was not sent yet.
-    let mut peer = dials.resume().await;
-    let write = peer.expect("process/write").await;
-    assert_eq!(write.params["chunk"], "eQ==");
-    peer.answer(&write, json!({"status": "accepted"})).await;
-    assert_eq!(second.await.unwrap().unwrap().status, WriteStatus::Accepted);
+    checked(async {
+        // As servers from 0.120 to 0.130 introduce themselves.
+        let old_server = json!({"sessionId": "5e5510"});
+        let (mux, mut peer, mut dials) = Peer::connect_resumable(config(), old_server).await;
+        let write = call(&mux, async |mux| mux.write("p", "x").await);
+        peer.expect("process/write").await;
+        let second = call(&mux, async |mux| mux.write("p", "y").await);
+        tokio::task::yield_now().await;
+        drop(peer);
+        match write.await.unwrap() {
+            Err(CallError::OutcomeUnknown { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        // It was not sent yet.
+        let mut peer = dials.resume().await;
+        let write = peer.expect("process/write").await;
+        assert_eq!(write.params["chunk"], "eQ==");
+        peer.answer(&write, json!({"status": "accepted"})).await;
+        assert_eq!(second.await.unwrap().unwrap().status, WriteStatus::Accepted);
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p7_calls_made_while_recovering_wait_within_their_bounds() {
-    pause();
-    let mut config = config();
-    config.max_calls_in_flight = 3;
-    let (mux, peer, mut dials) = connect(config).await;
-    let (_watcher, mut states) = watch(&mux).await;
-    drop(peer);
-    while !matches!(states.recv().await, Some(LinkState::Recovering { .. })) {}
-    let patient = call(&mux, async |mux| mux.write_file("/patient", "x").await);
-    let hasty = call(&mux, async |mux| {
-        let write = execmux::protocol::WriteFile::new("/hasty", "x");
-        mux.call(Call::new(write).timeout(Duration::from_secs(2)))
-            .await
-    });
-    let (session, recording) = Recorder::start_session();
-    let start = call(&mux, async |mux| {
-        mux.start(StartProcess::new("p", ["true"], "/"), session)
-            .await
-    });
-    for _ in 0..3 {
-        tokio::task::yield_now().await;
-    }
-    match mux.metadata("/").await {
-        Err(CallError::Overloaded { in_flight: 3, .. }) => {}
-        other => panic!("{other:?}"),
-    }
-    let begun = Instant::now();
-    match hasty.await.unwrap() {
-        Err(CallError::DeadlineExceeded { .. }) => {}
-        other => panic!("{other:?}"),
-    }
-    assert_eq!(begun.elapsed().as_secs(), 2);
-    // The first dial has been waiting all the time. What has ended meanwhile is not sent.
-    let mut peer = dials.resume().await;
-    let written = peer.expect("fs/writeFile").await;
-    assert!(
-        written.params["path"]
-            .as_str()
-            .unwrap()
-            .ends_with("/patient")
-    );
-    peer.answer(&written, json!({})).await;
-    let started = peer.expect("process/start").await;
-    peer.answer(&started, json!({"processId": "p"})).await;
-    patient.await.unwrap().unwrap();
-    start.await.unwrap().unwrap();
-    peer.exited("p", 1, 0).await;
-    peer.closed("p", 2).await;
-    assert_eq!(recording.record().await.exit_code(), 0);
+    checked(async {
+        pause();
+        let mut config = config();
+        config.max_calls_in_flight = 3;
+        let (mux, peer, mut dials) = connect(config).await;
+        let (_watcher, mut states) = watch(&mux).await;
+        drop(peer);
+        while !matches!(states.recv().await, Some(LinkState::Recovering { .. })) {}
+        let patient = call(&mux, async |mux| mux.write_file("/patient", "x").await);
+        let hasty = call(&mux, async |mux| {
+            let write = execmux::protocol::WriteFile::new("/hasty", "x");
+            mux.call(Call::new(write).timeout(Duration::from_secs(2)))
+                .await
+        });
+        let (session, recording) = Recorder::start_session();
+        let start = call(&mux, async |mux| {
+            mux.start(StartProcess::new("p", ["true"], "/"), session)
+                .await
+        });
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
+        match mux.metadata("/").await {
+            Err(CallError::Overloaded { in_flight: 3, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        let begun = Instant::now();
+        match hasty.await.unwrap() {
+            Err(CallError::DeadlineExceeded { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(begun.elapsed().as_secs(), 2);
+        // The first dial has been waiting all the time. What has ended meanwhile is not sent.
+        let mut peer = dials.resume().await;
+        let written = peer.expect("fs/writeFile").await;
+        assert!(
+            written.params["path"]
+                .as_str()
+                .unwrap()
+                .ends_with("/patient")
+        );
+        peer.answer(&written, json!({})).await;
+        let started = peer.expect("process/start").await;
+        peer.answer(&started, json!({"processId": "p"})).await;
+        patient.await.unwrap().unwrap();
+        start.await.unwrap().unwrap();
+        peer.exited("p", 1, 0).await;
+        peer.closed("p", 2).await;
+        assert_eq!(recording.record().await.exit_code(), 0);
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p9_a_write_that_blocks_the_connection_is_given_up_and_the_connection_resumed() {
-    pause();
-    let (mux, mut peer, mut dials) = connect(config()).await;
-    let stuck: Vec<_> = (0..3)
-        .map(|_| call(&mux, async |mux| mux.write("stuck", "x").await))
-        .collect();
-    let write = peer.expect("process/write").await;
-    assert_eq!(write.params["processId"], "stuck");
-    let behind = call(&mux, async |mux| mux.write("other", "x").await);
-    let metadata = call(&mux, async |mux| mux.metadata("/").await);
-    let begun = Instant::now();
-    let mut probed = None;
-    let mut behind_it = Vec::new();
-    // Until it has waited long enough, asks whether anything is answered, and then hangs up.
-    while let Some(frame) = peer.frame().await {
-        match frame {
-            actix_http::ws::Frame::Text(text) => {
-                let request: Value = serde_json::from_slice(&text).unwrap();
-                if request["method"] == "environment/status" {
-                    probed = Some(begun.elapsed().as_secs());
-                } else {
-                    behind_it.push(request["method"].clone());
+    checked(async {
+        pause();
+        let (mux, mut peer, mut dials) = connect(config()).await;
+        let stuck: Vec<_> = (0..3)
+            .map(|_| call(&mux, async |mux| mux.write("stuck", "x").await))
+            .collect();
+        let write = peer.expect("process/write").await;
+        assert_eq!(write.params["processId"], "stuck");
+        let behind = call(&mux, async |mux| mux.write("other", "x").await);
+        let metadata = call(&mux, async |mux| mux.metadata("/").await);
+        let begun = Instant::now();
+        let mut probed = None;
+        let mut behind_it = Vec::new();
+        // Until it has waited long enough, asks whether anything is answered, and then hangs up.
+        while let Some(frame) = peer.frame().await {
+            match frame {
+                actix_http::ws::Frame::Text(text) => {
+                    let request: Value = serde_json::from_slice(&text).unwrap();
+                    if request["method"] == "process/read" {
+                        probed = Some(begun.elapsed().as_secs());
+                    } else {
+                        behind_it.push(request["method"].clone());
+                    }
                 }
+                _ => peer.message(actix_http::ws::Message::Pong("".into())).await,
             }
-            _ => peer.message(actix_http::ws::Message::Pong("".into())).await,
         }
-    }
-    assert_eq!(behind_it, ["process/write", "fs/getMetadata"]);
-    assert!((10..=11).contains(&probed.unwrap()), "{probed:?}");
-    assert!(
-        (15..=17).contains(&begun.elapsed().as_secs()),
-        "{:?}",
-        begun.elapsed()
-    );
-    for write in stuck {
-        match write.await.unwrap() {
-            Err(CallError::Stuck { process_id, .. }) => assert_eq!(process_id, "stuck".into()),
+        assert_eq!(behind_it, ["process/write", "fs/getMetadata"]);
+        assert!((10..=11).contains(&probed.unwrap()), "{probed:?}");
+        assert!(
+            (15..=17).contains(&begun.elapsed().as_secs()),
+            "{:?}",
+            begun.elapsed()
+        );
+        for write in stuck {
+            match write.await.unwrap() {
+                Err(CallError::Stuck { process_id, .. }) => assert_eq!(process_id, "stuck".into()),
+                other => panic!("{other:?}"),
+            }
+        }
+        let mut peer = dials.resume().await;
+        let write = peer.expect("process/write").await;
+        assert_eq!(write.params["processId"], "other");
+        peer.answer(&write, json!({"status": "accepted"})).await;
+        let read = peer.expect("fs/getMetadata").await;
+        peer.answer(
+            &read,
+            json!({"isDirectory": true, "isFile": false, "createdAtMs": 0, "modifiedAtMs": 0}),
+        )
+        .await;
+        behind.await.unwrap().unwrap();
+        metadata.await.unwrap().unwrap();
+        match mux.write("stuck", "again").await {
+            Err(CallError::Stuck { .. }) => {}
             other => panic!("{other:?}"),
         }
-    }
-    let mut peer = dials.resume().await;
-    let write = peer.expect("process/write").await;
-    assert_eq!(write.params["processId"], "other");
-    peer.answer(&write, json!({"status": "accepted"})).await;
-    let read = peer.expect("fs/getMetadata").await;
-    peer.answer(
-        &read,
-        json!({"isDirectory": true, "isFile": false, "createdAtMs": 0, "modifiedAtMs": 0}),
-    )
+    })
     .await;
-    behind.await.unwrap().unwrap();
-    metadata.await.unwrap().unwrap();
-    match mux.write("stuck", "again").await {
-        Err(CallError::Stuck { .. }) => {}
-        other => panic!("{other:?}"),
-    }
 }
 
 #[actix::test]
 async fn p9_a_slow_write_is_left_alone_while_the_server_answers() {
-    pause();
-    let (mux, mut peer, _dials) = connect(config()).await;
-    let slow = call(&mux, async |mux| {
-        let write = WriteStdin::new("slow", "x");
-        mux.call(Call::new(write).timeout(Duration::from_secs(60)))
-            .await
-    });
-    let write = peer.expect("process/write").await;
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(40) {
-        match peer.frame().await.expect("not cut") {
-            actix_http::ws::Frame::Text(text) => {
-                let request: Value = serde_json::from_slice(&text).unwrap();
-                assert_eq!(request["method"], "environment/status");
-                peer.send(json!({"id": request["id"], "error": {"code": -32601, "message": "?"}}))
+    checked(async {
+        pause();
+        let (mux, mut peer, _dials) = connect(config()).await;
+        let slow = call(&mux, async |mux| {
+            let write = WriteStdin::new("slow", "x");
+            mux.call(Call::new(write).timeout(Duration::from_secs(60)))
+                .await
+        });
+        let write = peer.expect("process/write").await;
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(40) {
+            match peer.frame().await.expect("not cut") {
+                actix_http::ws::Frame::Text(text) => {
+                    let request: Value = serde_json::from_slice(&text).unwrap();
+                    assert_eq!(request["method"], "process/read");
+                    peer.send(
+                        json!({"id": request["id"], "error": {"code": -32601, "message": "?"}}),
+                    )
                     .await;
+                }
+                _ => peer.message(actix_http::ws::Message::Pong("".into())).await,
             }
-            _ => peer.message(actix_http::ws::Message::Pong("".into())).await,
         }
-    }
-    peer.answer(&write, json!({"status": "accepted"})).await;
-    assert_eq!(slow.await.unwrap().unwrap().status, WriteStatus::Accepted);
+        peer.answer(&write, json!({"status": "accepted"})).await;
+        assert_eq!(slow.await.unwrap().unwrap().status, WriteStatus::Accepted);
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p9_control_calls_overtake_what_waits() {
-    let (mux, mut peer, _dials) = connect(config()).await;
-    let bulk: Vec<_> = (0..20)
-        .map(|_| {
-            call(&mux, async |mux| {
-                mux.write_file("/f", vec![0; 1 << 20]).await
+    checked(async {
+        let (mux, mut peer, _dials) = connect(config()).await;
+        let bulk: Vec<_> = (0..20)
+            .map(|_| {
+                call(&mux, async |mux| {
+                    mux.write_file("/f", vec![0; 1 << 20]).await
+                })
             })
-        })
-        .collect();
-    tokio::task::yield_now().await;
-    let terminate = call(&mux, async |mux| mux.terminate("p").await);
-    let mut overtaken = 0;
-    loop {
-        let request = peer.request().await;
-        if request.method == "process/terminate" {
-            break;
+            .collect();
+        tokio::task::yield_now().await;
+        let terminate = call(&mux, async |mux| mux.terminate("p").await);
+        let mut overtaken = 0;
+        loop {
+            let request = peer.request().await;
+            if request.method == "process/terminate" {
+                break;
+            }
+            overtaken += 1;
         }
-        overtaken += 1;
-    }
-    assert!(overtaken <= 2, "{overtaken} were written before it");
-    for call in bulk {
-        call.abort();
-    }
-    terminate.abort();
+        assert!(overtaken <= 2, "{overtaken} were written before it");
+        for call in bulk {
+            call.abort();
+        }
+        terminate.abort();
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p14_a_shutdown_while_recovering_ends_it() {
-    pause();
-    let (mux, peer, mut dials) = connect(config()).await;
-    let (session, recording) = Recorder::start_session();
-    mux.register("p", session).await.unwrap();
-    drop(peer);
-    let unanswered = dials.next().await;
-    soon(mux.router().send(Shutdown::detach())).await.unwrap();
-    match recording.record().await.failed.unwrap().reason {
-        FailureReason::Disconnected(DisconnectReason::Closed) => {}
-        other => panic!("{other:?}"),
-    }
-    drop(unanswered);
-    drop(mux);
-    dials.ended().await;
+    checked(async {
+        pause();
+        let (mux, peer, mut dials) = connect(config()).await;
+        let (session, recording) = Recorder::start_session();
+        mux.register("p", session).await.unwrap();
+        drop(peer);
+        let unanswered = dials.next().await;
+        soon(mux.router().send(Shutdown::detach())).await.unwrap();
+        match recording.record().await.failed.unwrap().reason {
+            FailureReason::Disconnected(DisconnectReason::Closed) => {}
+            other => panic!("{other:?}"),
+        }
+        drop(unanswered);
+        drop(mux);
+        dials.ended().await;
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p14_dropping_the_last_handle_while_recovering_ends_it() {
-    pause();
-    let (mux, peer, mut dials) = connect(config()).await;
-    drop(peer);
-    let unanswered = dials.next().await;
-    drop(mux);
-    dials.ended().await;
-    drop(unanswered);
+    checked(async {
+        pause();
+        let (mux, peer, mut dials) = connect(config()).await;
+        drop(peer);
+        let unanswered = dials.next().await;
+        drop(mux);
+        dials.ended().await;
+        drop(unanswered);
+    })
+    .await;
 }
 
 #[actix::test]
 async fn p13_an_orphan_is_terminated_when_the_connection_is_there_again() {
-    pause();
-    let (mux, peer, mut dials) = connect(config()).await;
-    let (session, mut events) = Tap::start_session();
-    mux.register("p", Session::from(session.downgrade().recipient()))
-        .await
-        .unwrap();
-    drop(peer);
-    let mut resumed = dials.next().await;
-    drop(session);
-    assert!(events.next().await.is_none());
-    let initialize = resumed.initialize_to_resume().await;
-    resumed.answer(&initialize, json!({"sessionId": "s"})).await;
-    assert_eq!(resumed.json().await["method"], "initialized");
-    // What it has missed may be asked for before it is noticed that nobody wants it.
-    let terminate = loop {
-        let request = resumed.request().await;
-        if request.method != "process/read" {
-            break request;
+    checked(async {
+        pause();
+        let (mux, peer, mut dials) = connect(config()).await;
+        let (session, mut events) = Tap::start_session();
+        mux.register("p", Session::from(session.downgrade().recipient()))
+            .await
+            .unwrap();
+        drop(peer);
+        let mut resumed = dials.next().await;
+        drop(session);
+        assert!(events.next().await.is_none());
+        let initialize = resumed.initialize_to_resume().await;
+        resumed
+            .answer(&initialize, json!({"sessionId": "5e5510"}))
+            .await;
+        assert_eq!(resumed.json().await["method"], "initialized");
+        // What it has missed may be asked for before it is noticed that nobody wants it.
+        let terminate = loop {
+            let request = resumed.request().await;
+            if request.method != "process/read" {
+                break request;
+            }
+        };
+        assert_eq!(terminate.method, "process/terminate");
+        assert_eq!(terminate.params["processId"], "p");
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p11_the_session_id_is_in_no_error_text() {
+    checked(async {
+        pause();
+        let mut config = config();
+        config.resume_timeout = Duration::from_secs(1);
+        let (mux, peer, mut dials) = connect(config).await;
+        let (session, recording) = Recorder::start_session();
+        mux.register("p", session).await.unwrap();
+        drop(peer);
+        actix::spawn(async move {
+            loop {
+                let mut peer = dials.next().await;
+                let initialize = peer.initialize_to_resume().await;
+                let attached = "session 5e5510 is already attached to another connection";
+                peer.reject(&initialize, -32010, attached).await;
+            }
+        });
+        let failed = recording.record().await.failed.unwrap();
+        let (text, debug) = (failed.reason.to_string(), format!("{failed:?}"));
+        assert!(text.contains("is already attached"), "{text}");
+        assert!(
+            !text.contains("5e5510") && !debug.contains("5e5510"),
+            "{debug}"
+        );
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p6_a_server_that_begins_another_session_has_not_resumed() {
+    checked(async {
+        let (mux, peer, mut dials) = connect(config()).await;
+        let (session, recording) = Recorder::start_session();
+        mux.register("p", session).await.unwrap();
+        drop(peer);
+        let mut peer = dials.next().await;
+        let initialize = peer.initialize_to_resume().await;
+        peer.answer(&initialize, json!({"sessionId": "another"}))
+            .await;
+        match recording.record().await.failed.unwrap().reason {
+            FailureReason::Disconnected(DisconnectReason::NotResumed {
+                why: ResumeError::Refused(_),
+                ..
+            }) => {}
+            other => panic!("{other:?}"),
         }
-    };
-    assert_eq!(terminate.method, "process/terminate");
-    assert_eq!(terminate.params["processId"], "p");
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p9_a_dead_network_is_not_taken_for_a_process_that_does_not_read() {
+    checked(async {
+        pause();
+        let (mux, mut peer, mut dials) = connect(config()).await;
+        let write = call(&mux, async |mux| {
+            let write = WriteStdin::new("p", "x").write_id("w");
+            mux.call(Call::new(write).timeout(Duration::from_secs(300)))
+                .await
+        });
+        peer.expect("process/write").await;
+        // Says nothing more, not even to pings, until the client gives it up.
+        let begun = Instant::now();
+        while peer.frame().await.is_some() {}
+        assert!(begun.elapsed().as_secs() >= 60, "{:?}", begun.elapsed());
+        let mut peer = dials.resume().await;
+        let again = peer.expect("process/write").await;
+        assert_eq!(again.params["writeId"], "w");
+        peer.answer(&again, json!({"status": "accepted"})).await;
+        assert_eq!(write.await.unwrap().unwrap().status, WriteStatus::Accepted);
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p8_a_write_whose_caller_has_gone_does_not_hold_up_the_next_ones() {
+    checked(async {
+        pause();
+        let (mux, mut peer, mut dials) = connect(config()).await;
+        let first = call(&mux, async |mux| mux.write("p", "x").await);
+        peer.expect("process/write").await;
+        first.abort();
+        // Looked for once a second; then only the queue knows of the write.
+        while mux.statistics().await.unwrap().calls_in_flight > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let second = call(&mux, async |mux| mux.write("p", "y").await);
+        tokio::task::yield_now().await;
+        drop(peer);
+        let mut peer = dials.resume().await;
+        let write = peer.expect("process/write").await;
+        assert_eq!(write.params["chunk"], "eQ==");
+        peer.answer(&write, json!({"status": "accepted"})).await;
+        assert_eq!(second.await.unwrap().unwrap().status, WriteStatus::Accepted);
+    })
+    .await;
 }

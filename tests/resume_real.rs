@@ -15,6 +15,7 @@ use execmux::{
     protocol::{StartProcess, WriteStatus},
 };
 use support::{
+    checked,
     exec_server::ExecServer,
     history::{Checker, Fate, History, Progress, Watch, Writes, writer},
     proxy::Proxy,
@@ -41,7 +42,7 @@ macro_rules! scenarios {
                     if let Some(server) =
                         super::ExecServer::start($version, stringify!($scenario)).await
                     {
-                        super::$scenario(server).await;
+                        super::checked(super::$scenario(server)).await;
                     }
                 }
             )*

@@ -132,8 +132,14 @@ pub(crate) async fn resume(
         client_name,
         resume: Some(session),
     };
-    exchange.initialize(&initialize).await?;
-    Ok(())
+    let initialized = exchange.initialize(&initialize).await?;
+    let resumed = initialized.get("sessionId");
+    let resumed = resumed.and_then(|id| serde_json::from_str::<SessionId>(id.get()).ok());
+    if resumed.as_ref() == Some(session) {
+        Ok(())
+    } else {
+        Err(exchange.not_exec_server("it has begun another session instead of resuming this one"))
+    }
 }
 
 /// Requests and their answers, one after the other, before there is anything else.
@@ -154,10 +160,15 @@ impl Exchange<'_> {
         let result = match self.exchange(INITIALIZE, "initialize", &request).await? {
             Ok(result) => result,
             Err(error) => {
+                // Servers name the session, whose id is a secret.
+                let message = match initialize.resume {
+                    Some(session) => error.message.replace(session.as_str(), "…"),
+                    None => error.message,
+                };
                 return Err(ConnectError::HandshakeRejected {
                     server: self.server.to_owned(),
                     code: error.code,
-                    message: error.message,
+                    message,
                 });
             }
         };

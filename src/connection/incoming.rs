@@ -1,6 +1,6 @@
 //! The task that reads: cuts what comes into batches, and hands them to those they are for.
 
-use std::pin::Pin;
+use std::{cell::Cell, pin::Pin, rc::Rc};
 
 use actix::{Recipient, WeakAddr, WeakRecipient};
 use bytestring::ByteString;
@@ -32,11 +32,21 @@ pub(crate) struct Reading {
     pub(crate) connection: WeakAddr<Connection>,
     /// Which of the connection's links it reads.
     pub(crate) link: u64,
+    pub(crate) hearing: Rc<Hearing>,
     pub(crate) events: WeakRecipient<ConnectionEvent>,
     /// Told by the writer when it fails; taken once reading begins.
     pub(crate) write_failed: Option<oneshot::Receiver<DisconnectReason>>,
     pub(crate) ping_interval: Duration,
     pub(crate) silence_timeout: Duration,
+}
+
+/// When something was last heard of the peer, for those who wonder why it does not answer.
+#[derive(Debug, Default)]
+pub(crate) struct Hearing {
+    /// When a read has last brought something after the handshake.
+    pub(crate) last: Cell<Option<Instant>>,
+    /// Whether it is this side that does not read on, before what was read is taken.
+    pub(crate) is_delivering: Cell<bool>,
 }
 
 /// What one read has brought.
@@ -78,7 +88,10 @@ impl Reading {
         loop {
             let mut batch = Batch::default();
             let cut = self.cut(&mut batch);
-            if let Err(reason) = self.deliver(batch).await.and(cut) {
+            self.hearing.is_delivering.set(true);
+            let delivered = self.deliver(batch).await;
+            self.hearing.is_delivering.set(false);
+            if let Err(reason) = delivered.and(cut) {
                 return reason;
             }
             // First the socket: what the peer said before the link broke is read to its end.
@@ -89,6 +102,7 @@ impl Reading {
                         return reason;
                     }
                     last_read = Instant::now();
+                    self.hearing.last.set(Some(last_read));
                     pinged = None;
                 }
                 reason = &mut write_failed => return reason,

@@ -60,6 +60,8 @@ pub(crate) struct Lifecycle {
     /// How long the connection may be resumed after it was lost, if at all.
     window: Option<Duration>,
     jitter: Jitter,
+    /// How many links in a row were lost before they brought anything.
+    useless_links: u32,
 }
 
 #[derive(Debug)]
@@ -87,6 +89,7 @@ impl Lifecycle {
             phase: Phase::Connecting,
             window,
             jitter: Jitter(seed),
+            useless_links: 0,
         }
     }
 
@@ -99,8 +102,13 @@ impl Lifecycle {
         opens
     }
 
-    /// The link is lost.
-    pub(crate) fn lost(&mut self, reason: DisconnectReason, now: Instant) -> Next {
+    /// The link is lost. If it has brought something, another is dialled at once.
+    pub(crate) fn lost(
+        &mut self,
+        reason: DisconnectReason,
+        was_useful: bool,
+        now: Instant,
+    ) -> Next {
         match (&self.phase, self.window) {
             (Phase::Open, Some(window)) if !window.is_zero() && is_resumable(&reason) => {
                 let until = after(now, window);
@@ -110,7 +118,13 @@ impl Lifecycle {
                     until,
                     attempts: 0,
                 });
-                Next::Dial { at: now, until }
+                if was_useful {
+                    self.useless_links = 0;
+                    return Next::Dial { at: now, until };
+                }
+                self.useless_links += 1;
+                let at = now + self.jitter.delay(self.useless_links);
+                Next::Dial { at, until }
             }
             (Phase::Connecting | Phase::Open, _) => self.end(reason),
             // However the peer takes it, it was this side that closed.
@@ -299,7 +313,7 @@ mod tests {
 
     fn recovering() -> (Lifecycle, Instant) {
         let (mut lifecycle, now) = (open(Some(WINDOW)), Instant::now());
-        match lifecycle.lost(cut(), now) {
+        match lifecycle.lost(cut(), true, now) {
             Next::Dial { at, until } => assert_eq!((at, until), (now, now + WINDOW)),
             other => panic!("{other:?}"),
         }
@@ -315,7 +329,7 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert!(
-            matches!(lifecycle.lost(cut(), now), Next::Nothing),
+            matches!(lifecycle.lost(cut(), true, now), Next::Nothing),
             "of the old link"
         );
         assert!(lifecycle.opened() && lifecycle.is_open());
@@ -327,7 +341,7 @@ mod tests {
     fn p6_servers_that_do_not_resume_end_it_at_once() {
         for window in [None, Some(Duration::ZERO)] {
             let mut lifecycle = open(window);
-            match lifecycle.lost(cut(), Instant::now()) {
+            match lifecycle.lost(cut(), true, Instant::now()) {
                 Next::Close(DisconnectReason::PeerClosed { .. }) => {}
                 other => panic!("{other:?}"),
             }
@@ -339,7 +353,7 @@ mod tests {
     #[test]
     fn p10_a_peer_that_breaks_the_protocol_is_not_resumed() {
         let mut lifecycle = open(Some(WINDOW));
-        match lifecycle.lost(DisconnectReason::InvalidUtf8, Instant::now()) {
+        match lifecycle.lost(DisconnectReason::InvalidUtf8, true, Instant::now()) {
             Next::Close(DisconnectReason::InvalidUtf8) => {}
             other => panic!("{other:?}"),
         }
@@ -382,6 +396,24 @@ mod tests {
         let same: Vec<_> = (1..=5).map(|n| Jitter(1).delay(n)).collect();
         let other: Vec<_> = (1..=5).map(|n| Jitter(2).delay(n)).collect();
         assert!(again == same && again != other, "the seed decides");
+    }
+
+    #[test]
+    fn p6_links_that_bring_nothing_are_not_dialled_without_pause() {
+        let (mut lifecycle, now) = (open(Some(WINDOW)), Instant::now());
+        let mut wait = |was_useful| match lifecycle.lost(cut(), was_useful, now) {
+            Next::Dial { at, .. } => {
+                assert!(lifecycle.opened());
+                at - now
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(wait(true), Duration::ZERO);
+        assert!(wait(false) >= FIRST_DELAY / 2);
+        assert!(wait(false) >= FIRST_DELAY);
+        assert!(wait(false) >= FIRST_DELAY * 2);
+        assert_eq!(wait(true), Duration::ZERO);
+        assert!(wait(false) <= FIRST_DELAY);
     }
 
     #[test]
@@ -454,7 +486,7 @@ mod tests {
             lifecycle.refusal(),
             Some(DisconnectReason::Closed)
         ));
-        match lifecycle.lost(cut(), Instant::now()) {
+        match lifecycle.lost(cut(), true, Instant::now()) {
             Next::Close(DisconnectReason::Closed) => {}
             other => panic!("{other:?}"),
         }

@@ -11,11 +11,11 @@ use bytes::Bytes;
 use tokio::{
     select,
     sync::{Notify, oneshot},
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{pending::RequestId, queue::Queue, socket::MessageWriter};
-use crate::{error::DisconnectReason, protocol::ProcessId};
+use crate::{error::DisconnectReason, protocol::ProcessId, task};
 
 /// Gathered and written at once, as far as there is so much.
 const WRITE_SIZE: usize = 64 << 10;
@@ -55,9 +55,9 @@ impl Outgoing {
         self.0.queue.borrow_mut()
     }
 
-    /// Notes that a request is answered, or will not be.
-    pub(crate) fn ended(&self, id: RequestId) {
-        if self.0.queue.borrow_mut().ended(id) {
+    /// Notes that a request is answered.
+    pub(crate) fn answered(&self, id: RequestId) {
+        if self.0.queue.borrow_mut().answered(id) {
             self.0.changed.notify_one();
         }
     }
@@ -80,8 +80,9 @@ pub(crate) struct Writer {
     outgoing: Outgoing,
     answers: Rc<RefCell<VecDeque<Frame>>>,
     is_finishing: Rc<Cell<bool>>,
-    /// Tells the task to stop; dropped with this, that its time is limited.
-    stop: Option<oneshot::Sender<()>>,
+    /// Tells the task until when it may write what is queued; dropped with this, that it may for as long
+    /// as a close may take.
+    stop: Option<oneshot::Sender<Instant>>,
 }
 
 impl Writer {
@@ -96,7 +97,6 @@ impl Writer {
         let (stop, stopped) = oneshot::channel();
         let answers = Rc::new(RefCell::new(VecDeque::new()));
         let is_finishing = Rc::new(Cell::new(false));
-        outgoing.0.queue.borrow_mut().flushed();
         let writing = Writing {
             writer,
             outgoing: outgoing.clone(),
@@ -104,10 +104,13 @@ impl Writer {
             is_finishing: is_finishing.clone(),
         };
         // Ends when the handle is dropped: after what is queued is written, or after the timeout.
-        actix_rt::spawn(async move {
+        task::spawn(async move {
             let overdue = async {
-                if stopped.await.is_err() {
-                    sleep(close_timeout).await;
+                match stopped.await {
+                    // At once, if that is meant: a timer would take its time.
+                    Ok(until) if until <= Instant::now() => {}
+                    Ok(until) => sleep_until(until).await,
+                    Err(_) => sleep(close_timeout).await,
                 }
             };
             select! {
@@ -134,10 +137,15 @@ impl Writer {
 
     /// Writes nothing more. What is queued stays: either for the next link, or its callers are told
     /// that the connection is gone, so that it must not be carried out after that.
-    pub(crate) fn discard(mut self) {
+    pub(crate) fn discard(self) {
+        self.finish(Instant::now());
+    }
+
+    /// Writes what is queued, until this time, and closes the socket.
+    pub(crate) fn finish(mut self, until: Instant) {
         if let Some(stop) = self.stop.take() {
             // The task may have ended.
-            let _ended = stop.send(());
+            let _ended = stop.send(until);
         }
     }
 }
@@ -150,8 +158,8 @@ impl Drop for Writer {
     }
 }
 
-/// For answers to what the peer asks.
-#[derive(Debug)]
+/// For answers to what the peer asks, and for asking it for a sign of life.
+#[derive(Debug, Clone)]
 pub(crate) struct Answers {
     outgoing: Outgoing,
     answers: Rc<RefCell<VecDeque<Frame>>>,
@@ -200,20 +208,19 @@ impl Writing {
                 continue;
             }
             self.writer.flush().await?;
-            shared.queue.borrow_mut().flushed();
+            shared.queue.borrow_mut().flushed(Instant::now());
         }
     }
 
     /// Gathers what is to be written next.
     fn fill(&mut self) {
-        let now = Instant::now();
         while self.writer.buffer.len() < WRITE_SIZE {
             let answer = self.answers.borrow_mut().pop_front();
             if let Some(answer) = answer {
                 self.gather(answer);
                 continue;
             }
-            let request = self.outgoing.0.queue.borrow_mut().next(now);
+            let request = self.outgoing.0.queue.borrow_mut().next();
             let Some(request) = request else {
                 break;
             };

@@ -11,7 +11,7 @@ use bytestring::ByteString;
 use tokio::time::Instant;
 
 use super::queue::Request;
-use crate::error::CallError;
+use crate::error::{CallError, DisconnectReason};
 
 /// Returns `now + duration`, or, for those who mean "never" by it, an instant far enough.
 pub(crate) fn after(now: Instant, duration: Duration) -> Instant {
@@ -30,8 +30,11 @@ pub(crate) trait ReplySlot {
     /// Whether nobody waits for the answer any more.
     fn is_abandoned(&self) -> bool;
 
-    /// Notes that the request is made again, on another link: the server may have carried it out before.
-    fn repeated(&mut self) {}
+    /// Notes that the request is made again, on another link, as the answer was lost for this reason:
+    /// the server may have carried it out before.
+    fn repeated(&mut self, reason: &DisconnectReason) {
+        let _ = reason;
+    }
 }
 
 /// A call that waits for its answer.
@@ -126,6 +129,7 @@ impl Pending {
     /// the requests of the others, both in order. `is_unsent` tells which were not written yet.
     pub(crate) fn resolve_lost(
         &mut self,
+        reason: &DisconnectReason,
         is_unsent: impl Fn(RequestId) -> bool,
     ) -> (Vec<(RequestId, Entry)>, Vec<Request>) {
         let mut sent: Vec<_> = self
@@ -143,7 +147,7 @@ impl Pending {
             };
             match repeat {
                 Some(request) => {
-                    slot.repeated();
+                    slot.repeated(reason);
                     again.push(request.clone());
                 }
                 None => lost.extend(self.entries.remove(&id).map(|entry| (id, entry))),
@@ -291,7 +295,7 @@ mod tests {
             json: "again".into(),
             is_control: false,
         });
-        let (lost, repeat) = pending.resolve_lost(|id| id == unsent);
+        let (lost, repeat) = pending.resolve_lost(&DisconnectReason::CutOff, |id| id == unsent);
         assert_eq!(
             lost.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
             [given_up]

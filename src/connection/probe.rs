@@ -2,29 +2,9 @@
 
 use actix::{Message, WeakAddr};
 use bytestring::ByteString;
-use serde::de::IgnoredAny;
 
 use super::{Connection, pending::ReplySlot};
-use crate::{
-    error::{CallError, InvalidRequest},
-    protocol::{Lane, Method, Params},
-};
-
-/// `environment/status`: the cheapest question. Servers that do not know it answer, too.
-pub(super) struct ReadStatus;
-
-impl Method for ReadStatus {
-    const NAME: &'static str = "environment/status";
-    type Response = IgnoredAny;
-
-    fn write_params(&self, _: &mut Params<'_>) -> Result<(), InvalidRequest> {
-        Ok(())
-    }
-
-    fn lane(&self) -> Lane<'_> {
-        Lane::Control
-    }
-}
+use crate::error::CallError;
 
 /// The question is answered, or is not.
 pub(super) struct Probed {

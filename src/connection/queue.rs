@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use tokio::time::{Duration, Instant};
 
-use super::pending::RequestId;
+use super::pending::{RequestId, after};
 use crate::protocol::{Lane, ProcessId};
 
 /// What keeping a request costs beside its bytes.
@@ -49,13 +49,14 @@ pub(crate) struct Queue {
     stdins: HashMap<ProcessId, Stdin>,
     /// The write of each process that is under way.
     writing: HashMap<RequestId, ProcessId>,
-    /// Ordinary requests that are written, in order, and more: those that are answered are taken out now
-    /// and then.
-    sent: VecDeque<RequestId>,
+    /// Ordinary requests in the order in which they were written, from the first that is not answered.
+    sent: VecDeque<Sent>,
     /// Of the requests that wait.
     bytes: usize,
     /// Of those that are being written.
     flushing: usize,
+    /// The writes to processes among those.
+    flushing_writes: Vec<RequestId>,
     max_bytes: usize,
     max_stdin_bytes: usize,
 }
@@ -72,8 +73,15 @@ struct Stdin {
 #[derive(Debug)]
 struct UnderWay {
     id: RequestId,
-    /// When it was given to the socket.
+    /// Since when the socket has it.
     since: Option<Instant>,
+}
+
+/// A request that was written.
+#[derive(Debug)]
+struct Sent {
+    id: RequestId,
+    is_answered: bool,
 }
 
 impl Queue {
@@ -86,6 +94,7 @@ impl Queue {
             sent: VecDeque::new(),
             bytes: 0,
             flushing: 0,
+            flushing_writes: Vec::new(),
             max_bytes,
             max_stdin_bytes,
         }
@@ -96,9 +105,50 @@ impl Queue {
         self.bytes + self.flushing
     }
 
-    /// Notes that what was taken out is written, or never will be.
-    pub(crate) fn flushed(&mut self) {
+    /// Notes that the socket has what was taken out.
+    pub(crate) fn flushed(&mut self, now: Instant) {
         self.flushing = 0;
+        for id in mem::take(&mut self.flushing_writes) {
+            if let Some(under_way) = self.under_way(id) {
+                under_way.since = Some(now);
+            }
+        }
+    }
+
+    /// Whether the socket has yet to take something.
+    pub(crate) fn is_flushing(&self) -> bool {
+        self.flushing > 0
+    }
+
+    /// Notes that what was written is lost with its link, but for the requests that are made `again`. These
+    /// go before all that wait; they are in order.
+    pub(crate) fn link_lost(&mut self, again: Vec<Request>) {
+        self.flushing = 0;
+        self.flushing_writes.clear();
+        self.sent.clear();
+        let waiting: HashSet<_> = self.ids();
+        let repeated: HashSet<_> = again.iter().map(|request| request.id).collect();
+        let lost: Vec<_> = self
+            .writing
+            .keys()
+            .copied()
+            .filter(|id| !waiting.contains(id) && !repeated.contains(id))
+            .collect();
+        for request in again.into_iter().rev() {
+            self.bytes += request.cost();
+            if let Some(under_way) = self.under_way(request.id) {
+                under_way.since = None;
+            }
+            if request.is_control {
+                self.control.push_front(request);
+            } else {
+                self.ordinary.push_front(request);
+            }
+        }
+        // Nobody waits for their answers any more, but other writes wait for their end.
+        for id in lost {
+            self.ended(id);
+        }
     }
 
     /// Returns whether a request of this lane may wait, before it is made.
@@ -123,7 +173,6 @@ impl Queue {
             Lane::Control => self.control.push_back(request),
             Lane::Ordinary => self.ordinary.push_back(request),
             Lane::Stdin(process_id) => {
-                // No clone of the process id for each write, but for the first of several.
                 let stdin = match self.stdins.get_mut(process_id) {
                     Some(stdin) => stdin,
                     None => self.stdins.entry(process_id.clone()).or_default(),
@@ -149,14 +198,17 @@ impl Queue {
     }
 
     /// Takes out the request that is written next.
-    pub(crate) fn next(&mut self, now: Instant) -> Option<Request> {
+    pub(crate) fn next(&mut self) -> Option<Request> {
         let request = match self.control.pop_front() {
             Some(request) => request,
             None => {
                 let request = self.ordinary.pop_front()?;
-                self.sent.push_back(request.id);
-                if let Some(under_way) = self.under_way(request.id) {
-                    under_way.since = Some(now);
+                self.sent.push_back(Sent {
+                    id: request.id,
+                    is_answered: false,
+                });
+                if self.writing.contains_key(&request.id) {
+                    self.flushing_writes.push(request.id);
                 }
                 request
             }
@@ -166,9 +218,21 @@ impl Queue {
         Some(request)
     }
 
-    /// Notes that a request is answered, or will not be. Returns whether the next write of its process
-    /// may go because of that.
-    pub(crate) fn ended(&mut self, id: RequestId) -> bool {
+    /// Notes that a request is answered. Returns whether the next write of its process may go because of
+    /// that.
+    pub(crate) fn answered(&mut self, id: RequestId) -> bool {
+        // Most servers answer in order.
+        if let Some(sent) = self.sent.iter_mut().find(|sent| sent.id == id) {
+            sent.is_answered = true;
+        }
+        while self.sent.front().is_some_and(|sent| sent.is_answered) {
+            self.sent.pop_front();
+        }
+        self.ended(id)
+    }
+
+    /// Lets the next write of a process go, if this one was under way.
+    fn ended(&mut self, id: RequestId) -> bool {
         let Some(process_id) = self.writing.remove(&id) else {
             return false;
         };
@@ -229,32 +293,10 @@ impl Queue {
             .collect()
     }
 
-    /// Has requests made again, before all that wait. `requests` are in order.
-    pub(crate) fn repeat(&mut self, requests: Vec<Request>) {
-        self.sent.clear();
-        for request in requests.into_iter().rev() {
-            self.bytes += request.cost();
-            if let Some(under_way) = self.under_way(request.id) {
-                under_way.since = None;
-            }
-            if request.is_control {
-                self.control.push_front(request);
-            } else {
-                self.ordinary.push_front(request);
-            }
-        }
-    }
-
-    /// Forgets which requests were written, but for those that are still to be answered.
-    pub(crate) fn trim_sent(&mut self, is_pending: impl Fn(RequestId) -> bool) {
-        let writing = &self.writing;
-        self.sent
-            .retain(|id| is_pending(*id) || writing.contains_key(id));
-    }
-
-    /// How many requests are remembered as written.
-    pub(crate) fn sent(&self) -> usize {
-        self.sent.len()
+    /// Has a request written before all others that wait in the order of the calls, whatever the bounds.
+    pub(crate) fn push_probe(&mut self, request: Request) {
+        self.bytes += request.cost();
+        self.ordinary.push_front(request);
     }
 
     /// Returns when the first of the writes under way will have been for so long.
@@ -263,16 +305,15 @@ impl Queue {
             .values()
             .filter_map(|process_id| self.stdins.get(process_id)?.under_way.as_ref()?.since)
             .min()
-            .map(|since| since + timeout)
+            .map(|since| after(since, timeout))
     }
 
-    /// Returns the process whose write has been under way for so long, and holds up all other requests:
-    /// none that was written before it is still to be answered.
+    /// Returns the process whose write has been under way for so long, and may hold up all other requests:
+    /// every one that was written before it is answered.
     pub(crate) fn blocking(&self, now: Instant, timeout: Duration) -> Option<ProcessId> {
-        let first = self.sent.front()?;
-        let process_id = self.writing.get(first)?;
+        let process_id = self.writing.get(&self.sent.front()?.id)?;
         let since = self.stdins.get(process_id)?.under_way.as_ref()?.since?;
-        (since + timeout <= now).then(|| process_id.clone())
+        (after(since, timeout) <= now).then(|| process_id.clone())
     }
 
     /// Returns the processes whose write has been under way for so long, of the writes chosen.
@@ -284,7 +325,7 @@ impl Queue {
     ) -> Vec<ProcessId> {
         let is_overdue = |id: RequestId, process_id: &ProcessId| {
             let since = self.stdins.get(process_id)?.under_way.as_ref()?.since?;
-            Some(since + timeout <= now && is_chosen(id))
+            Some(after(since, timeout) <= now && is_chosen(id))
         };
         self.writing
             .iter()
@@ -295,7 +336,9 @@ impl Queue {
 
     /// Takes no more writes for a process that does not read. Returns those that wait or are under way.
     pub(crate) fn mark_stuck(&mut self, process_id: &ProcessId) -> Vec<RequestId> {
-        let stdin = self.stdins.entry(process_id.clone()).or_default();
+        let Some(stdin) = self.stdins.get_mut(process_id) else {
+            return Vec::new();
+        };
         stdin.is_stuck = true;
         self.bytes -= mem::take(&mut stdin.bytes);
         let waiting = mem::take(&mut stdin.waiting);
@@ -347,11 +390,10 @@ mod tests {
     }
 
     fn taken(queue: &mut Queue) -> Vec<RequestId> {
-        let now = Instant::now();
-        let taken = std::iter::from_fn(|| queue.next(now))
+        let taken = std::iter::from_fn(|| queue.next())
             .map(|request| request.id)
             .collect();
-        queue.flushed();
+        queue.flushed(Instant::now());
         taken
     }
 
@@ -374,14 +416,14 @@ mod tests {
         }
         queue.push(Lane::Stdin(&b), request(4)).unwrap();
         assert_eq!(taken(&mut queue), [1, 4]);
-        queue.ended(1);
-        queue.ended(1);
+        queue.answered(1);
+        queue.answered(1);
         assert_eq!(taken(&mut queue), [2]);
-        queue.ended(2);
-        queue.ended(4);
+        queue.answered(2);
+        queue.answered(4);
         assert_eq!(queue.stdins.len(), 1);
         assert_eq!(taken(&mut queue), [3]);
-        queue.ended(3);
+        queue.answered(3);
         assert!(queue.stdins.is_empty() && queue.writing.is_empty());
         assert_eq!(queue.bytes(), 0);
     }
@@ -419,7 +461,7 @@ mod tests {
         assert_eq!(queue.mark_stuck(&a), [1, 2, 3]);
         let refused = Err(Refused::Stuck(a.clone()));
         assert_eq!(queue.push(Lane::Stdin(&a), request(4)), refused);
-        queue.ended(1);
+        queue.answered(1);
         assert_eq!((taken(&mut queue), queue.bytes()), (vec![], 0));
         queue.forget(&a);
         assert_eq!(queue.push(Lane::Stdin(&a), request(5)), Ok(()));
@@ -434,14 +476,17 @@ mod tests {
         queue.push(Lane::Stdin(&a), request(2)).unwrap();
         queue.push(Lane::Ordinary, request(3)).unwrap();
         assert_eq!(queue.next_overdue(second), None, "not written yet");
-        while queue.next(begun).is_some() {}
+        while queue.next().is_some() {}
+        assert_eq!(queue.next_overdue(second), None, "not with the socket yet");
+        queue.flushed(begun);
         assert_eq!(queue.next_overdue(second), Some(begun + second));
         assert_eq!(
             queue.blocking(begun + second, second),
             None,
             "1 is before it"
         );
-        queue.trim_sent(|id| id != 1);
+        queue.answered(3);
+        queue.answered(1);
         assert_eq!(queue.blocking(begun, second), None, "not for so long");
         assert_eq!(queue.blocking(begun + second, second), Some(a.clone()));
         assert_eq!(queue.overdue(begun + second, second, |id| id == 2), [a]);
@@ -453,6 +498,18 @@ mod tests {
     }
 
     #[test]
+    fn p8_a_write_that_is_lost_and_not_repeated_lets_the_next_go() {
+        let (mut queue, a) = (queue(), ProcessId::from("a"));
+        queue.push(Lane::Stdin(&a), request(1)).unwrap();
+        queue.push(Lane::Stdin(&a), request(2)).unwrap();
+        assert_eq!(taken(&mut queue), [1]);
+        queue.link_lost(Vec::new());
+        assert_eq!(taken(&mut queue), [2]);
+        queue.answered(2);
+        assert!(queue.stdins.is_empty() && queue.bytes() == 0);
+    }
+
+    #[test]
     fn p8_what_is_repeated_goes_first_and_in_order() {
         let (mut queue, a) = (queue(), ProcessId::from("a"));
         queue.push(Lane::Ordinary, request(1)).unwrap();
@@ -461,10 +518,10 @@ mod tests {
         queue.push(Lane::Ordinary, request(3)).unwrap();
         queue.push(Lane::Stdin(&a), request(4)).unwrap();
         assert_eq!(queue.ids(), HashSet::from([3, 4]));
-        queue.repeat(vec![request(1), request(2)]);
+        queue.link_lost(vec![request(1), request(2)]);
         assert_eq!(queue.next_overdue(Duration::ZERO), None);
         assert_eq!(taken(&mut queue), [1, 2, 3]);
-        queue.ended(2);
+        queue.answered(2);
         assert_eq!(taken(&mut queue), [4]);
     }
 }

@@ -12,7 +12,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Connection, Sweep, Task};
+use super::{Connection, Sweep};
+use crate::task::Task;
 
 /// How soon room is looked for again after it was not found: with thousands of calls in the table
 /// that is not done for each call that is refused.

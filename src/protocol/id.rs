@@ -14,9 +14,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// What a server calls a session of its own, for a connection that is lost to be resumed. It is a secret:
 /// whoever knows it can take the session over.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct SessionId(String);
+
+impl SessionId {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
 
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

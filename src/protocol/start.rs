@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{InvalidRequest, Method, Params, ProcessId, Repeat, Shell};
+use super::{InvalidRequest, Method, Params, ProcessId, Shell};
 
 /// `process/start`: starts a process.
 ///
@@ -172,8 +172,6 @@ impl fmt::Debug for StartProcess {
 impl Method for StartProcess {
     const NAME: &'static str = "process/start";
     type Response = Started;
-    // The server refuses a second process with the same id.
-    const REPEAT: Repeat = Repeat::Always;
 
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
         if self.argv.is_empty() {

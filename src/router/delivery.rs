@@ -28,7 +28,7 @@ const CHUNK: usize = 8192;
 const MAX_READ: usize = 256 << 10;
 
 /// How often the end of what a server retains is looked for. It moves while the process writes.
-const MAX_TAIL_READS: u8 = 8;
+const MAX_TAIL_READS: u8 = 3;
 
 /// The state of one process's delivery.
 #[derive(Debug)]
@@ -69,7 +69,9 @@ enum Healing {
     Reading {
         scope: Scope,
         /// Keeps room for the answer.
-        _reserved: Option<Permit>,
+        reserved: Option<Permit>,
+        /// The highest push that had been dropped when it was asked.
+        dropped_to: u64,
     },
     /// To be read when the session has consumed.
     Starved,
@@ -176,7 +178,7 @@ impl Delivery {
                     return Progress::Open;
                 }
                 if seq > self.next_seq && self.early.len() >= MAX_EARLY {
-                    if self.overflow == Overflow::Fail {
+                    if self.policy() == Overflow::Fail {
                         return Progress::Failed(self.fail(FailureReason::MissingEvent {
                             missing: self.next_seq,
                             waiting: self.early.len() + 1,
@@ -185,7 +187,8 @@ impl Delivery {
                     self.lag(seq);
                     return Progress::Open;
                 }
-                let Some(permit) = self.budget.take(chunk.len(), self.own(seq)) else {
+                let own = self.own(seq, chunk.len());
+                let Some(permit) = self.budget.take(chunk.len(), own) else {
                     return self.overflow(seq, ProcessEvent::Output { stream, chunk });
                 };
                 Granted::Output {
@@ -226,6 +229,14 @@ impl Delivery {
         matches!(self.healing, Healing::Wanted(_))
     }
 
+    /// Whether a part of what it reads is held until the rest has come.
+    pub(crate) fn is_half_read(&self) -> bool {
+        matches!(
+            self.healing,
+            Healing::Wanted(Scope::Missed { read: Some(_), .. })
+        )
+    }
+
     /// Returns the read to be made now; `None` if there is none, or no credit for its answer yet.
     pub(crate) fn next_read(&mut self) -> Option<WantedRead> {
         let scope = match mem::replace(&mut self.healing, Healing::Starved) {
@@ -245,7 +256,8 @@ impl Delivery {
         self.reads += 1;
         self.healing = Healing::Reading {
             scope,
-            _reserved: max_bytes.and_then(|bytes| self.budget.take(bytes, usize::MAX)),
+            dropped_to: self.dropped_to,
+            reserved: max_bytes.and_then(|bytes| self.budget.take(bytes, usize::MAX)),
         };
         Some(WantedRead {
             number: self.reads,
@@ -257,11 +269,11 @@ impl Delivery {
     /// Returns how much may be read, or `None` if that has to wait for the session.
     fn room_to_read(&mut self) -> Option<usize> {
         let worth = (self.budget.limit() / 4).clamp(cost(CHUNK), MAX_READ);
-        loop {
-            if self.budget.available() < worth {
-                // What is to be read comes before what came early.
-                self.evict();
-            }
+        if self.budget.available() < worth {
+            // What is to be read comes before what came early.
+            self.evict();
+        }
+        for _ in 0..2 {
             let available = self.budget.available();
             if available >= worth || self.budget.held() == 0 {
                 // Less what each chunk costs beside its bytes.
@@ -270,7 +282,10 @@ impl Delivery {
             if self.budget.wake_at(worth, 0) {
                 return None;
             }
+            // Credit has just returned, or it is not this session that holds what is missing: then it is
+            // looked at again with the next tick.
         }
+        None
     }
 
     /// Notes that credit has returned that was waited for.
@@ -281,8 +296,23 @@ impl Delivery {
     }
 
     /// Has credit waited for after [`Progress::Blocked`]. Returns whether there is anything to wait for.
-    pub(crate) fn wait_for_credit(&self) -> bool {
-        self.budget.wake_at(cost(CHUNK), self.early_held)
+    pub(crate) fn wait_for_credit(&self, event: &ProcessEvent) -> bool {
+        let bytes = match event {
+            ProcessEvent::Output { chunk, .. } => chunk.len(),
+            ProcessEvent::Exited { .. } | ProcessEvent::Closed => 0,
+        };
+        self.budget.wake_at(cost(bytes), self.early_held)
+    }
+
+    /// The credit that is kept for the answer to a read.
+    fn reserved(&self) -> usize {
+        match &self.healing {
+            Healing::Reading {
+                reserved: Some(permit),
+                ..
+            } => permit.bytes(),
+            _ => 0,
+        }
     }
 
     /// Notes that pushes may have been lost, with the connection.
@@ -302,6 +332,8 @@ impl Delivery {
                 }
             }
             Healing::AwaitingEnd if is_stuck => self.healing = Healing::Wanted(MISSED),
+            // Others may have returned what it waits for.
+            Healing::Starved => self.healing = Healing::Wanted(Scope::Dropped),
             _ => {}
         }
     }
@@ -320,9 +352,13 @@ impl Delivery {
         answer: RetainedOutput,
         mut deliver: impl FnMut(SessionEvent),
     ) -> Progress {
-        let Some(scope) = self.end_read(number) else {
+        let Some((scope, dropped_to)) = self.end_read(number) else {
             return Progress::Open;
         };
+        if answer.chunks.is_empty() && self.dropped_to == dropped_to {
+            // Nothing is to be had of what was dropped, whatever the server called it.
+            self.dropped_to = self.dropped_to.min(answer.next_seq.saturating_sub(1));
+        }
         let read = match scope {
             Scope::Dropped => answer,
             Scope::Missed { tail_reads, read } => {
@@ -372,7 +408,8 @@ impl Delivery {
             if seq < self.next_seq || self.early.contains_key(&seq) {
                 continue;
             }
-            let Some(permit) = self.budget.take(chunk.len(), self.own(seq)) else {
+            let own = self.own(seq, chunk.len());
+            let Some(permit) = self.budget.take(chunk.len(), own) else {
                 // Whatever the policy: it was this side that asked for so much at once.
                 self.lag(last_seq);
                 break;
@@ -398,8 +435,8 @@ impl Delivery {
     /// Accepts that a read has failed. It is wanted again.
     pub(crate) fn fail_read(&mut self, number: u64) {
         self.healing = match self.end_read(number) {
-            Some(Scope::Dropped) => Healing::Wanted(Scope::Dropped),
-            Some(Scope::Missed { .. }) => Healing::Wanted(MISSED),
+            Some((Scope::Dropped, _)) => Healing::Wanted(Scope::Dropped),
+            Some((Scope::Missed { .. }, _)) => Healing::Wanted(MISSED),
             None => return,
         };
     }
@@ -453,11 +490,21 @@ impl Delivery {
 
     /// The credit that does not count against an event: the session does not hold it, and will not get
     /// rid of it before it has the event.
-    fn own(&self, seq: u64) -> usize {
-        if seq == self.next_seq || self.overflow == Overflow::Block {
-            self.early_held
+    fn own(&self, seq: u64, bytes: usize) -> usize {
+        let is_early = seq > self.next_seq;
+        if !is_early || self.policy() == Overflow::Block && bytes <= CHUNK {
+            self.early_held + self.reserved()
         } else {
             0
+        }
+    }
+
+    /// What becomes of a push without credit. While it is being read what was missed, a session can
+    /// neither be blamed for that nor make the socket wait, behind which the answer is.
+    fn policy(&self) -> Overflow {
+        match self.healing {
+            Healing::Live => self.overflow,
+            _ => Overflow::Heal,
         }
     }
 
@@ -470,15 +517,21 @@ impl Delivery {
     }
 
     fn overflow(&mut self, seq: u64, event: ProcessEvent) -> Progress {
-        match (self.overflow, &event) {
-            (Overflow::Heal, _) => {
-                self.lag(seq);
-                Progress::Open
-            }
+        // What is held up by an earlier event is not the session's to consume.
+        let policy = if self.budget.held() > self.early_held {
+            self.policy()
+        } else {
+            Overflow::Heal
+        };
+        match (policy, &event) {
             (Overflow::Fail, ProcessEvent::Output { chunk, .. }) => {
                 Progress::Failed(self.overflown(chunk.len()))
             }
-            _ => Progress::Blocked(event),
+            (Overflow::Block, _) => Progress::Blocked(event),
+            _ => {
+                self.lag(seq);
+                Progress::Open
+            }
         }
     }
 
@@ -562,12 +615,14 @@ impl Delivery {
     }
 
     /// Ends the read that is under way, if it is this one.
-    fn end_read(&mut self, number: u64) -> Option<Scope> {
+    fn end_read(&mut self, number: u64) -> Option<(Scope, u64)> {
         if number != self.reads {
             return None;
         }
         match mem::replace(&mut self.healing, Healing::Live) {
-            Healing::Reading { scope, .. } => Some(scope),
+            Healing::Reading {
+                scope, dropped_to, ..
+            } => Some((scope, dropped_to)),
             other => {
                 self.healing = other;
                 None
@@ -902,7 +957,7 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
-        assert!(delivery.wait_for_credit());
+        assert!(delivery.wait_for_credit(&output("x")));
         assert!(!delivery.wants_read());
         held.truncate(3);
         assert_eq!(fill(&mut delivery, 8..=8).len(), 1);

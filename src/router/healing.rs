@@ -35,6 +35,16 @@ impl Turns {
         self.queue.push_back((process_id, key));
     }
 
+    /// For those who hold what they have read until they have read the rest.
+    pub(super) fn push_first(&mut self, process_id: ProcessId, key: RouteKey) {
+        self.queue.push_front((process_id, key));
+    }
+
+    /// Whether nothing can be read for now.
+    pub(super) fn is_down(&self) -> bool {
+        self.is_down
+    }
+
     /// Returns whose turn it is, if there is one and not too much is being read.
     pub(super) fn next(&mut self) -> Option<(ProcessId, RouteKey)> {
         if self.is_down || self.under_way >= MAX_READS {

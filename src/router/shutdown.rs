@@ -30,7 +30,8 @@ pub enum Processes {
     #[default]
     Terminate,
     /// They are left to the server, which ends them when it forgets the session: 10 to 80 s later, and
-    /// at once before 0.120. What still waits to be sent is sent.
+    /// at once before 0.120. What still waits to be sent is sent, unless the connection is lost at this
+    /// moment.
     Detach,
 }
 

@@ -8,11 +8,11 @@ use actix::{
 };
 use bytestring::ByteString;
 
-use super::{Router, routes::RouteKey, session::Session};
+use super::{Router, is_unknown_process, routes::RouteKey, session::Session};
 use crate::{
     connection::{Call, Connection, Dispatch, ReplySlot, decode_response},
-    error::{CallError, RegisterError, StartError},
-    protocol::{ErrorCode, ProcessId, ReadProcess, Repeat, StartProcess, Started},
+    error::{CallError, DisconnectReason, RegisterError, StartError},
+    protocol::{ErrorCode, Method as _, ProcessId, ReadProcess, Repeat, StartProcess, Started},
 };
 
 /// Registers a session, then starts its process.
@@ -24,7 +24,8 @@ use crate::{
 /// See [`StartError`]. If the server refuses the start, or it is not sent, the session hears nothing.
 /// If it is not known whether the process was started, because the answer did not come in time or
 /// not intelligibly, it is asked to terminate and the session gets [`Failed`](crate::Failed). If the connection is
-/// lost meanwhile, the session gets [`Failed`](crate::Failed) as all others do.
+/// lost meanwhile and resumed, the server is asked what has become of the start; the id of the process
+/// must not have been used before.
 ///
 /// # Cancel safety
 ///
@@ -116,7 +117,7 @@ impl MessageResponse<Router, Start> for PendingStart {
                     router: registered.router,
                     process_id: registered.process_id,
                     key: registered.key,
-                    is_repeated: false,
+                    repeated: None,
                     sender,
                 }),
             }),
@@ -136,8 +137,8 @@ struct StartSlot {
     router: WeakAddr<Router>,
     process_id: ProcessId,
     key: RouteKey,
-    /// Whether the request was made twice, because the answer to the first was lost.
-    is_repeated: bool,
+    /// Set if the request was made twice: how the answer to the first was lost.
+    repeated: Option<DisconnectReason>,
     sender: Option<OneshotSender<Result<Started, StartError>>>,
 }
 
@@ -180,7 +181,8 @@ impl ReplySlot for StartSlot {
         match outcome {
             // That the id is taken may mean that the first request has started the process.
             Err(rejection)
-                if self.is_repeated && rejection.code() == Some(ErrorCode::INVALID_REQUEST) =>
+                if self.repeated.is_some()
+                    && rejection.code() == Some(ErrorCode::INVALID_REQUEST) =>
             {
                 let Some(connection) = self.connection.upgrade() else {
                     return self.end(Err(rejection));
@@ -206,8 +208,8 @@ impl ReplySlot for StartSlot {
         false
     }
 
-    fn repeated(&mut self) {
-        self.is_repeated = true;
+    fn repeated(&mut self, reason: &DisconnectReason) {
+        self.repeated = Some(reason.clone());
     }
 }
 
@@ -225,8 +227,12 @@ impl ReplySlot for ExistsSlot {
                 process_id: start.process_id.clone(),
                 sandbox_type: None,
             }),
-            Err(CallError::Rejected { .. }) => Err(rejection),
-            Err(unanswered) => Err(unanswered),
+            Err(unknown) if is_unknown_process(&unknown) => Err(rejection),
+            Err(gone @ CallError::Disconnected { .. }) => Err(gone),
+            Err(_) => Err(CallError::OutcomeUnknown {
+                method: StartProcess::NAME,
+                reason: start.repeated.clone().unwrap_or(DisconnectReason::CutOff),
+            }),
         };
         start.end(outcome);
     }

@@ -10,6 +10,20 @@ pub mod recorder;
 
 use std::time::Duration;
 
+/// Runs a test, and checks that nothing of the crate's is left when all that the test held is gone: no
+/// actor, no task, and so no timer.
+pub async fn checked<F: Future>(test: F) -> F::Output {
+    let output = test.await;
+    soon(async {
+        while execmux::alive() > 0 {
+            // Lets time pass where it is paused: what ends by a deadline of its own is not left.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    output
+}
+
 /// Bounds a wait. A net under the test, never a step of it.
 pub async fn soon<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(120), future)

@@ -66,7 +66,8 @@ impl Dials {
     pub async fn resume(&mut self) -> Peer {
         let mut peer = self.next().await;
         let initialize = peer.initialize_to_resume().await;
-        peer.answer(&initialize, json!({"sessionId": "s"})).await;
+        peer.answer(&initialize, json!({"sessionId": "5e5510"}))
+            .await;
         assert_eq!(peer.json().await["method"], "initialized");
         peer
     }
@@ -114,7 +115,7 @@ impl Peer {
 impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
     pub async fn initialize_to_resume(&mut self) -> Request {
         let initialize = self.expect("initialize").await;
-        assert_eq!(initialize.params["resumeSessionId"], "s");
+        assert_eq!(initialize.params["resumeSessionId"], "5e5510");
         initialize
     }
 
