@@ -10,7 +10,10 @@
 //!
 //! A *session* is any actor that handles [`SessionEvent`]. It is given to [`Mux::start`] together
 //! with what to run, and is told of output, of the exit, and of the end: [`Closed`], or [`Failed`]
-//! with the reason. One of the two comes last, once.
+//! with the reason. One of the two comes last, once. What is lost on the way is told as a [`Gap`].
+//!
+//! A connection that is lost is resumed, as long as the server keeps the processes. Sessions notice
+//! nothing but time, and calls are asked again where that does no harm.
 //!
 //! ```no_run
 //! use actix::prelude::*;
@@ -58,10 +61,12 @@
 //!
 //! - [`Mux`]: the handle of a connection; [`Config`] its options.
 //! - [`Start`], [`Register`], [`Unregister`], [`Shutdown`]: what the [`Router`] answers.
-//! - [`Call`], [`DescribeServer`], [`GetStatistics`]: what the [`Connection`] answers.
+//! - [`Session`]: who is told, with which budget; [`Overflow`]: what becomes of it when it does not
+//!   consume.
+//! - [`Call`], [`DescribeServer`], [`GetStatistics`], [`Subscribe`]: what the [`Connection`] answers.
 //! - [`protocol`]: the methods, one struct each, and what they answer with.
 //! - [`ConnectError`], [`CallError`], [`StartError`], [`RegisterError`]: one enum per operation;
-//!   [`DisconnectReason`] and [`FailureReason`]: why things end.
+//!   [`DisconnectReason`], [`ResumeError`] and [`FailureReason`]: why things end.
 //!
 //! # Features
 //!
