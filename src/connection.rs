@@ -654,6 +654,7 @@ impl Connection {
         debug!(reason:%; "disconnected");
         self.attempt = None;
         self.overdue = None;
+        self.outgoing.queue().drop_waiting();
         match reason {
             // This side closes: the writer writes what is queued first.
             DisconnectReason::Closed => self.link = None,

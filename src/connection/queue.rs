@@ -357,6 +357,14 @@ impl Queue {
             .collect()
     }
 
+    /// Drops the writes that wait for another to be answered: nothing is, any more.
+    pub(crate) fn drop_waiting(&mut self) {
+        for (_, stdin) in self.stdins.drain() {
+            self.bytes -= stdin.bytes;
+        }
+        self.writing.clear();
+    }
+
     /// Forgets a process that has ended.
     pub(crate) fn forget(&mut self, process_id: &ProcessId) {
         if let Some(stdin) = self.stdins.get_mut(process_id) {

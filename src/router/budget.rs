@@ -242,6 +242,22 @@ mod tests {
     }
 
     #[test]
+    fn p4_sessions_that_join_later_do_not_exceed_the_pool() {
+        let pool = Pool::new(1_000_000);
+        let mut held = Vec::new();
+        let mut budgets = Vec::new();
+        for _ in 0..50 {
+            // Each takes its part, which was larger for those before it.
+            let budget = Budget::new(usize::MAX, pool.clone(), || {});
+            held.extend(std::iter::from_fn(|| budget.take(122, 0)));
+            budgets.push(budget);
+        }
+        let total: usize = held.iter().map(Permit::bytes).sum();
+        assert!(total > 900_000, "{total}");
+        assert!(total <= 1_000_000 + 50 * 250, "{total}: one each beyond it");
+    }
+
+    #[test]
     fn the_wake_comes_once_when_half_is_back_or_there_is_room() {
         let (budget, wakes) = budget(1000);
         let count = || wakes.load(Ordering::SeqCst);

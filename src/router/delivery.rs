@@ -1083,6 +1083,24 @@ mod tests {
     }
 
     #[test]
+    fn p3_a_session_that_waits_for_others_neither_spins_nor_is_forgotten() {
+        let pool = Pool::new(100_000);
+        let others = Budget::new(usize::MAX, pool.clone(), || {});
+        let budget = Budget::new(1 << 20, pool, || {});
+        let mut delivery = Delivery::new("p".into(), budget, Overflow::Heal, 0);
+        let held = fill(&mut delivery, 1..=1);
+        let theirs = others.take(99_000, usize::MAX).unwrap();
+        assert!(fill(&mut delivery, 2..=10).len() < 9, "the pool is drained");
+        assert!(delivery.wants_read());
+        assert_eq!(delivery.next_read(), None);
+        drop(theirs);
+        assert!(!delivery.wants_read(), "nobody has told");
+        delivery.tick();
+        assert!(delivery.next_read().is_some());
+        drop(held);
+    }
+
+    #[test]
     fn p5_what_has_left_the_window_is_a_gap_in_its_place() {
         let (mut delivery, held) = lagging();
         drop(held);
