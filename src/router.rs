@@ -643,6 +643,7 @@ impl Handler<ConnectionEvent> for Router {
                 for (process_id, route) in self.routes.iter_mut() {
                     route.delivery.interrupted();
                     if route.session.link_events {
+                        route.is_interrupted = true;
                         let process_id = process_id.clone();
                         route
                             .session
@@ -655,7 +656,7 @@ impl Handler<ConnectionEvent> for Router {
                 for process_id in self.routes.process_ids() {
                     self.queue_read(&process_id);
                     if let Some(route) = self.routes.get_mut(&process_id)
-                        && route.session.link_events
+                        && mem::take(&mut route.is_interrupted)
                     {
                         route
                             .session

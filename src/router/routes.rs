@@ -34,6 +34,8 @@ pub(crate) struct Route {
     pub(crate) is_known: bool,
     /// Whether it waits for its turn to read.
     pub(crate) is_queued: bool,
+    /// Whether its session was told that the connection is lost, and is to be told when it is there again.
+    pub(crate) is_interrupted: bool,
     /// When it was last looked whether a process that has exited has ended.
     pub(crate) end_checked: Option<Instant>,
 }
@@ -78,6 +80,7 @@ impl Routes {
                     starting: false,
                     is_known: after_seq > 0,
                     is_queued: false,
+                    is_interrupted: false,
                     end_checked: None,
                 });
                 Ok(key)

@@ -2,10 +2,13 @@
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
 pub mod exec_server;
+pub mod faulty_client;
+pub mod faulty_server;
 pub mod history;
 pub mod listener;
 pub mod peer;
 pub mod proxy;
+pub mod random;
 pub mod recorder;
 
 use std::time::Duration;

@@ -1,0 +1,149 @@
+//! Thousands of servers and connections that fail, each from one seed: whatever happens, everything
+//! ends, and nobody is told what is not so.
+//!
+//! `EXECMUX_SEED=n` runs that seed alone, `EXECMUX_SEEDS=n` so many in all.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{
+    cell::Cell,
+    panic::{self, AssertUnwindSafe},
+    sync::Once,
+};
+
+use actix::System;
+use support::{
+    faulty_client::{self, Outcome},
+    faulty_server::Met,
+};
+
+/// How many seeds are tried, unless `EXECMUX_SEEDS` says otherwise.
+const SEEDS: u64 = 10_000;
+
+/// The tests that share them, to use more than one core.
+const PARTS: u64 = 4;
+
+/// How many seeds that go wrong are shown. One alone may show less than its neighbours.
+const MAX_WRONG: usize = 20;
+
+/// What has to be met, or else the tests test less than they say.
+const INTERESTING: [&str; 26] = [
+    "answer lost",
+    "blocked by a session",
+    "caller gone",
+    "closed",
+    "closed by the server",
+    "closed, not complete",
+    "cut at some time",
+    "cut between frames",
+    "cut within a frame",
+    "deadline exceeded",
+    "disconnected",
+    "failed: disconnected",
+    "failed: overflow",
+    "gap",
+    "half-open",
+    "nobody to connect to",
+    "notification sent twice",
+    "outcome unknown",
+    "overloaded",
+    "process forgotten",
+    "request not read",
+    "resume refused",
+    "resumed",
+    "silent",
+    "start repeated",
+    "write repeated",
+];
+
+thread_local! {
+    /// Whether something has panicked on this thread. Runtimes catch the panics of their tasks.
+    static PANICKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs one seed on a runtime of its own, so that nothing of it is left for the next. Returns what was
+/// met, or what was wrong.
+fn run(seed: u64) -> Result<Met, String> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let report = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            PANICKED.set(true);
+            report(panic);
+        }));
+    });
+    PANICKED.set(false);
+    let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
+        let system = System::with_tokio_rt(|| {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .start_paused(true)
+                .build()
+                .unwrap()
+        });
+        system.block_on(async move { actix::spawn(faulty_client::run(seed)).await.unwrap() })
+    }));
+    match outcome {
+        Ok(Outcome { met, faults }) if faults.is_empty() && !PANICKED.get() => Ok(met),
+        Ok(Outcome { faults, .. }) if PANICKED.get() => Err(format!("a task panicked {faults:#?}")),
+        Ok(Outcome { faults, .. }) => Err(format!("{faults:#?}")),
+        Err(_) => Err("panicked".to_owned()),
+    }
+}
+
+fn run_part(part: u64) {
+    let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
+    let seeds = number("EXECMUX_SEEDS");
+    let range = match number("EXECMUX_SEED") {
+        Some(first) if part == 0 => first..first + seeds.unwrap_or(1),
+        Some(_) => return,
+        None => {
+            let each = seeds.unwrap_or(SEEDS).div_ceil(PARTS);
+            part * each..(part + 1) * each
+        }
+    };
+    let runs = range.end - range.start;
+    let mut met = Met::new();
+    let mut wrong = Vec::new();
+    for seed in range {
+        match run(seed) {
+            Ok(counts) => {
+                for (what, count) in counts {
+                    *met.entry(what).or_default() += count;
+                }
+            }
+            Err(faults) => wrong.push(format!("EXECMUX_SEED={seed} {faults}")),
+        }
+        if wrong.len() == MAX_WRONG {
+            break;
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    println!("{runs} runs: {met:#?}");
+    if runs >= 1000 {
+        for what in INTERESTING {
+            assert!(met.contains_key(what), "never met: {what}");
+        }
+    }
+}
+
+#[test]
+fn p2_p6_p7_p8_whatever_fails_all_ends_and_is_told_the_truth_part_1() {
+    run_part(0);
+}
+
+#[test]
+fn p2_p6_p7_p8_whatever_fails_all_ends_and_is_told_the_truth_part_2() {
+    run_part(1);
+}
+
+#[test]
+fn p2_p6_p7_p8_whatever_fails_all_ends_and_is_told_the_truth_part_3() {
+    run_part(2);
+}
+
+#[test]
+fn p2_p6_p7_p8_whatever_fails_all_ends_and_is_told_the_truth_part_4() {
+    run_part(3);
+}
