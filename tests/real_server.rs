@@ -19,34 +19,10 @@ use execmux::{
 };
 use sha2::{Digest as _, Sha256};
 use support::{
-    checked,
-    exec_server::ExecServer,
+    exec_server::{ExecServer, scenarios},
     recorder::{Record, Recorder, Stop, Tap},
     soon,
 };
-
-/// Runs each scenario against each version.
-macro_rules! scenarios {
-    ($($scenario:ident,)*) => {
-        scenarios!(@version v0_120_0 "0.120.0" $($scenario)*);
-        scenarios!(@version v0_142_0 "0.142.0" $($scenario)*);
-        scenarios!(@version v0_169_0 "0.169.0" $($scenario)*);
-    };
-    (@version $module:ident $version:literal $($scenario:ident)*) => {
-        mod $module {
-            $(
-                #[actix::test]
-                async fn $scenario() {
-                    if let Some(server) =
-                        super::ExecServer::start($version, stringify!($scenario)).await
-                    {
-                        super::checked(super::$scenario(server)).await;
-                    }
-                }
-            )*
-        }
-    };
-}
 
 scenarios! {
     a_pipe_process_runs_to_its_end,

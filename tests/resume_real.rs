@@ -15,8 +15,7 @@ use execmux::{
     protocol::{StartProcess, WriteStatus},
 };
 use support::{
-    checked,
-    exec_server::ExecServer,
+    exec_server::{ExecServer, scenarios},
     history::{Checker, Fate, History, Progress, Watch, Writes, writer},
     proxy::Proxy,
     soon,
@@ -26,29 +25,6 @@ use tokio::{
     task::yield_now,
     time::sleep,
 };
-
-/// Runs each scenario against each version.
-macro_rules! scenarios {
-    ($($scenario:ident,)*) => {
-        scenarios!(@version v0_120_0 "0.120.0" $($scenario)*);
-        scenarios!(@version v0_142_0 "0.142.0" $($scenario)*);
-        scenarios!(@version v0_169_0 "0.169.0" $($scenario)*);
-    };
-    (@version $module:ident $version:literal $($scenario:ident)*) => {
-        mod $module {
-            $(
-                #[actix::test]
-                async fn $scenario() {
-                    if let Some(server) =
-                        super::ExecServer::start($version, stringify!($scenario)).await
-                    {
-                        super::checked(super::$scenario(server)).await;
-                    }
-                }
-            )*
-        }
-    };
-}
 
 scenarios! {
     p6_fifty_processes_lose_nothing_over_a_hundred_cuts,

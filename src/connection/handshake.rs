@@ -79,8 +79,7 @@ pub(crate) async fn handshake(
         resume: None,
     };
     let initialized = exchange.initialize(&initialize).await?;
-    let session = initialized.get("sessionId");
-    let session = session.and_then(|id| serde_json::from_str::<SessionId>(id.get()).ok());
+    let session = session_id(&initialized);
     let mut dialect = PLAIN;
     dialect.resume_window = session.as_ref().map(|_| Duration::from_secs(10));
     let environment = match initialized.get("environmentInfo") {
@@ -101,6 +100,10 @@ pub(crate) async fn handshake(
         },
         session,
     })
+}
+
+fn session_id(initialized: &Initialized) -> Option<SessionId> {
+    serde_json::from_str(initialized.get("sessionId")?.get()).ok()
 }
 
 /// How long a server from 0.142 on keeps a session. It does not tell; its release is known by what it
@@ -133,9 +136,7 @@ pub(crate) async fn resume(
         resume: Some(session),
     };
     let initialized = exchange.initialize(&initialize).await?;
-    let resumed = initialized.get("sessionId");
-    let resumed = resumed.and_then(|id| serde_json::from_str::<SessionId>(id.get()).ok());
-    if resumed.as_ref() == Some(session) {
+    if session_id(&initialized).as_ref() == Some(session) {
         Ok(())
     } else {
         Err(exchange.not_exec_server("it has begun another session instead of resuming this one"))

@@ -86,3 +86,30 @@ impl Drop for ExecServer {
         let _gone = std::fs::remove_dir_all(&self.directory);
     }
 }
+
+/// Runs each scenario against each version.
+#[allow(unused_macros, reason = "not every test has scenarios")]
+macro_rules! scenarios {
+    ($($scenario:ident,)*) => {
+        scenarios!(@version v0_120_0 "0.120.0" $($scenario)*);
+        scenarios!(@version v0_142_0 "0.142.0" $($scenario)*);
+        scenarios!(@version v0_169_0 "0.169.0" $($scenario)*);
+    };
+    (@version $module:ident $version:literal $($scenario:ident)*) => {
+        mod $module {
+            $(
+                #[actix::test]
+                async fn $scenario() {
+                    if let Some(server) =
+                        $crate::support::exec_server::ExecServer::start($version, stringify!($scenario)).await
+                    {
+                        $crate::support::checked(super::$scenario(server)).await;
+                    }
+                }
+            )*
+        }
+    };
+}
+
+#[allow(unused_imports, reason = "not every test has scenarios")]
+pub(crate) use scenarios;
