@@ -15,6 +15,9 @@ use crate::{
 /// How long to wait before the second attempt; the first is made at once. Doubled with each.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 
+/// How long before the end the last attempt is made.
+const LAST_ATTEMPT: Duration = Duration::from_millis(500);
+
 /// The longest wait between two attempts.
 const MAX_DELAY: Duration = Duration::from_secs(2);
 
@@ -143,9 +146,10 @@ impl Lifecycle {
         let verdict = verdict(error);
         let why = match verdict {
             Ok(error) => {
-                let at = now + self.jitter.delay(attempts);
                 let until = recovering.until;
-                if at < until {
+                let last = until.checked_sub(LAST_ATTEMPT).unwrap_or(now);
+                if now < last {
+                    let at = last.min(now + self.jitter.delay(attempts));
                     return Next::Dial { at, until };
                 }
                 ResumeError::WindowPassed {
@@ -374,10 +378,8 @@ mod tests {
                 Next::Nothing => panic!("still recovering"),
             }
         };
-        assert!(
-            now < begun + WINDOW && now > begun + WINDOW - MAX_DELAY,
-            "{delays:?}"
-        );
+        assert_eq!(now, begun + WINDOW - LAST_ATTEMPT, "{delays:?}");
+        delays.pop();
         for (n, delay) in delays.iter().enumerate() {
             let full = (FIRST_DELAY * 2_u32.pow(n.min(10) as u32)).min(MAX_DELAY);
             assert!((full / 2..=full).contains(delay), "{n}: {delay:?}");
@@ -388,7 +390,7 @@ mod tests {
                 why: ResumeError::WindowPassed { attempts, .. },
             } => {
                 assert!(matches!(*lost, DisconnectReason::PeerClosed { .. }));
-                assert_eq!(attempts as usize, delays.len() + 1);
+                assert_eq!(attempts as usize, delays.len() + 2);
             }
             other => panic!("{other:?}"),
         }

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 /// Runs a command on an exec-server, with its streams and exit code as if it ran here
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Exit code: that of the command; 125 if something goes wrong on this side or the connection is lost.
+Exit code: that of the command; 125 if something goes wrong on this side or the connection is lost for good.
 Ctrl-C interrupts the command (or terminates it, on servers before 0.140); a second one leaves.
 EXECMUX_TOKEN holds the bearer token for servers that ask for one.
 
