@@ -18,6 +18,10 @@ use crate::protocol::{Lane, ProcessId};
 /// What keeping a request costs beside its bytes.
 const OVERHEAD: usize = 128;
 
+/// How many requests are remembered as written and not answered. More than that no server leaves, and
+/// one that answers nothing shall not cost memory for each call that times out.
+const MAX_SENT: usize = 16_384;
+
 /// A request that waits, or that may have to be made again.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
@@ -203,6 +207,9 @@ impl Queue {
             Some(request) => request,
             None => {
                 let request = self.ordinary.pop_front()?;
+                if self.sent.len() == MAX_SENT {
+                    self.sent.pop_front();
+                }
                 self.sent.push_back(Sent {
                     id: request.id,
                     is_answered: false,
@@ -457,6 +464,16 @@ mod tests {
             ..request(3000)
         };
         assert!(queue.push(Lane::Ordinary, huge).is_ok(), "one always fits");
+    }
+
+    #[test]
+    fn p4_a_server_that_answers_nothing_costs_no_memory() {
+        let mut queue = queue();
+        for id in 1..=2 * MAX_SENT as RequestId {
+            queue.push(Lane::Ordinary, request(id)).unwrap();
+            assert_eq!(taken(&mut queue), [id]);
+        }
+        assert_eq!(queue.sent.len(), MAX_SENT);
     }
 
     #[test]
