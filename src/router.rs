@@ -700,6 +700,11 @@ impl Handler<StartEnded> for Router {
                 }
             }
             StartedProcess::NotStarted => {
+                // Whoever was told something is told the end: it ran, and is forgotten already.
+                if route.delivery.has_begun() {
+                    let last = route.delivery.fail(FailureReason::Forgotten);
+                    route.session.send(last);
+                }
                 self.remove(&process_id);
             }
             StartedProcess::Unknown => {

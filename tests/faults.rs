@@ -28,7 +28,7 @@ const PARTS: u64 = 4;
 const MAX_WRONG: usize = 20;
 
 /// What has to be met, or else the tests test less than they say.
-const INTERESTING: [&str; 26] = [
+const INTERESTING: [&str; 31] = [
     "answer lost",
     "blocked by a session",
     "caller gone",
@@ -41,7 +41,9 @@ const INTERESTING: [&str; 26] = [
     "deadline exceeded",
     "disconnected",
     "failed: disconnected",
+    "failed: forgotten",
     "failed: overflow",
+    "failed: unanswered",
     "gap",
     "half-open",
     "nobody to connect to",
@@ -53,7 +55,10 @@ const INTERESTING: [&str; 26] = [
     "resume refused",
     "resumed",
     "silent",
+    "stalled",
     "start repeated",
+    "stuck",
+    "write held up",
     "write repeated",
 ];
 

@@ -420,6 +420,35 @@ async fn p8_a_start_that_was_refused_both_times_is_refused() {
 }
 
 #[actix::test]
+async fn p2_a_session_that_was_told_something_is_told_the_end_of_a_process_forgotten_meanwhile() {
+    checked(async {
+        pause();
+        let (mux, mut peer, mut dials) = connect(config()).await;
+        let (session, mut recording) = Recorder::start_session();
+        let start = call(&mux, async |mux| {
+            mux.start(StartProcess::new("p", ["true"], "/"), session)
+                .await
+        });
+        peer.expect("process/start").await;
+        peer.output("p", 1, "stdout", "a").await;
+        recording.began().await;
+        drop(peer);
+        let mut peer = dials.resume().await;
+        let again = peer.expect("process/start").await;
+        peer.reject(&again, -32600, "process p already exists")
+            .await;
+        let read = peer.expect("process/read").await;
+        peer.reject(&read, -32600, "unknown process id p").await;
+        assert!(start.await.unwrap().is_err());
+        match recording.record().await.failed.unwrap().reason {
+            FailureReason::Forgotten => {}
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
+}
+
+#[actix::test]
 async fn p8_writes_are_not_repeated_where_the_server_would_write_them_twice() {
     checked(async {
         // As servers from 0.120 to 0.130 introduce themselves.

@@ -474,6 +474,11 @@ impl Delivery {
         self.next_seq - 1
     }
 
+    /// Whether anything has come.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.next_seq > 1 || !self.early.is_empty()
+    }
+
     /// Whether the process has exited and its end is awaited.
     pub(crate) fn has_exited(&self) -> bool {
         self.exit_seq.is_some()

@@ -186,7 +186,8 @@ pub enum Overflow {
     #[default]
     Heal,
     /// Nothing more is read from the socket until the session has consumed: nothing is lost, but
-    /// **everything else on the connection waits for this session**, answers to calls too.
+    /// **everything else on the connection waits for this session**, answers to calls too, and that the
+    /// connection is lost is not noticed meanwhile, perhaps until it is too late to resume it.
     Block,
     /// The session fails with [`FailureReason::Overflow`], and its process is terminated.
     Fail,

@@ -274,7 +274,7 @@ impl Client {
     /// One session, with its writes.
     async fn session(self: Rc<Self>, n: u64, mut random: Random) {
         sleep(random.millis(300)).await;
-        let is_deaf = random.chance(4);
+        let is_deaf = random.chance(8);
         let process_id = format!("{}{n}", if is_deaf { "deaf" } else { "p" });
         let budget = random.pick(&[1, 500, 3000, 10_000, 1 << 20, 1 << 20]);
         let overflow = match random.below(100) {

@@ -53,8 +53,6 @@ pub struct State {
     /// How many sockets are open.
     pub open: u64,
     pub met: Met,
-    /// How long, in all, nothing went on.
-    pub stalled: Duration,
     connections: u64,
     attached: Option<u64>,
     /// Whether the session is gone.
@@ -369,8 +367,8 @@ impl FaultyServer {
         }
         let write_id = params["writeId"].as_str().unwrap_or_default();
         let chunk = params["chunk"].as_str().unwrap_or_default();
-        let text = base64_simd::STANDARD.decode_to_vec(chunk).unwrap();
-        match process.write(write_id, &String::from_utf8(text).unwrap(), release) {
+        let text = base64_simd::STANDARD.decode_to_vec(chunk).expect("base64");
+        match process.write(write_id, &String::from_utf8(text).expect("text"), release) {
             Taken::Accepted => {}
             Taken::Repeated => {
                 drop(state);

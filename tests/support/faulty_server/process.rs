@@ -82,7 +82,10 @@ impl Process {
         }
         // The exit may be numbered before some of the output.
         let late = random.below(outputs.min(5) + 1);
+        let stops_reading = !reads && random.chance(70);
         let wait = match random.below(10) {
+            // Long enough for that to be noticed.
+            _ if stops_reading => Duration::from_secs(20) + random.millis(60_000),
             0 => random.millis(5000),
             _ => random.millis(pace),
         };
@@ -93,7 +96,7 @@ impl Process {
             _ => random.millis(10),
         };
         plan.push_back((wait, Event::Closed));
-        let reads = match !reads && random.chance(30) {
+        let reads = match stops_reading {
             true => random.below(3) as usize,
             false => usize::MAX,
         };

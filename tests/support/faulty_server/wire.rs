@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    super::{peer::frame, random::Random},
+    super::{peer, random::Random},
     Answer, FaultyServer,
     plan::{How, Link},
 };
@@ -89,9 +89,7 @@ pub(super) async fn serve(server: Rc<FaultyServer>, socket: DuplexStream, number
         });
     }
     if ended == Ended::Silent {
-        let began = Instant::now();
         wire.hear_nothing().await;
-        server.state().stalled += began.elapsed();
     }
     drop(wire);
     server.state().open -= 1;
@@ -145,14 +143,14 @@ impl Wire {
 
     /// Cuts what was read into requests.
     async fn cut(&mut self) -> Result<(), Ended> {
-        while let Some(frame) = self.codec.decode(&mut self.read).unwrap() {
+        while let Some(frame) = self.codec.decode(&mut self.read).expect("frames are right") {
             match frame {
-                ws::Frame::Text(text) => {
-                    self.inbox.push_back(serde_json::from_slice(&text).unwrap())
-                }
+                ws::Frame::Text(text) => self
+                    .inbox
+                    .push_back(serde_json::from_slice(&text).expect("JSON")),
                 ws::Frame::Ping(payload) => {
                     self.server.met("ping");
-                    self.write(&frame_of(ws::Message::Pong(payload))).await?;
+                    self.write(&peer::frame(ws::Message::Pong(payload))).await?;
                 }
                 ws::Frame::Close(reason) => {
                     // What came before the goodbye is still carried out.
@@ -161,7 +159,7 @@ impl Wire {
                     {
                         self.handle(request).await?;
                     }
-                    self.write(&frame_of(ws::Message::Close(reason))).await?;
+                    self.write(&peer::frame(ws::Message::Close(reason))).await?;
                     return Err(Ended::ByClient);
                 }
                 other => panic!("{other:?}"),
@@ -185,7 +183,7 @@ impl Wire {
         if is_last == Some(How::Unread) {
             return Err(Ended::Cut);
         }
-        let method = message["method"].as_str().unwrap();
+        let method = message["method"].as_str().expect("a method");
         let answer = self.server.handle(self.number, method, &message["params"]);
         if is_last.is_some() {
             return Err(Ended::Cut);
@@ -201,8 +199,7 @@ impl Wire {
             }
         };
         self.send(&answer.to_string()).await?;
-        if matches!(method, "process/start" | "process/read")
-            && answer.get("result").is_some()
+        if method == "process/start"
             && let Some(process_id) = message["params"]["processId"].as_str()
             && let Some(process) = self.server.state().processes.get_mut(process_id)
         {
@@ -216,7 +213,7 @@ impl Wire {
         let Some(write) = self.blocked.take() else {
             return Ok(());
         };
-        let process_id = write["params"]["processId"].as_str().unwrap();
+        let process_id = write["params"]["processId"].as_str().expect("an id");
         let has_exited = match self.server.state().processes.get(process_id) {
             Some(process) => process.exited || process.is_forgotten,
             None => true,
@@ -239,7 +236,7 @@ impl Wire {
 
     /// Sends a message, unless it is here that the connection ends.
     async fn send(&mut self, json: &str) -> Result<(), Ended> {
-        let bytes = frame_of(ws::Message::Text(json.to_owned().into()));
+        let bytes = peer::frame(ws::Message::Text(json.to_owned().into()));
         if let Some((how, after)) = self.link.end
             && after == self.frames
         {
@@ -252,7 +249,7 @@ impl Wire {
                 }
                 How::Goodbye => {
                     let code = ws::CloseCode::Away.into();
-                    self.write(&frame_of(ws::Message::Close(Some(code))))
+                    self.write(&peer::frame(ws::Message::Close(Some(code))))
                         .await?;
                     return Err(Ended::Cut);
                 }
@@ -264,7 +261,6 @@ impl Wire {
             && after == self.frames
         {
             self.server.met("stalled");
-            self.server.state().stalled += time;
             sleep(time).await;
         }
         self.frames += 1;
@@ -297,8 +293,4 @@ impl Wire {
             }
         }
     }
-}
-
-fn frame_of(message: ws::Message) -> BytesMut {
-    frame(message)
 }
