@@ -30,20 +30,21 @@ mod outgoing;
 mod pending;
 mod probe;
 mod queue;
+mod recovery;
 mod socket;
 mod sweeper;
 
 use std::{cell::RefCell, fmt, rc::Rc, time::Duration};
 
 use actix::{
-    Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, Recipient, WeakAddr,
+    Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, Recipient,
     WeakRecipient,
 };
 use bytestring::ByteString;
 use log::debug;
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep_until},
 };
 
 use self::{
@@ -53,8 +54,8 @@ use self::{
     link::Link,
     outgoing::{Answers, Outgoing, Writer},
     pending::{Entry, Pending, RequestId},
-    probe::{ProbeSlot, Probed},
     queue::{Queue, Refused, Request},
+    recovery::{Attempt, Resume},
     sweeper::Sweeper,
 };
 pub use self::{
@@ -70,9 +71,9 @@ pub(crate) use self::{
 };
 use crate::{
     config::Config,
-    error::{CallError, ConnectError, DisconnectReason, JsonError},
+    error::{CallError, DisconnectReason, JsonError},
     protocol::{
-        Lane, Method, Notification, ProcessId, ReadProcess, Repeat, SessionId,
+        Lane, Method, Notification, ProcessId, Repeat,
         jsonrpc::{self, ErrorObject},
     },
     task::{Alive, Task},
@@ -202,24 +203,6 @@ impl Message for LinkEnded {
 /// their deadline.
 const ABANDONED_CHECK: Duration = Duration::from_secs(1);
 
-/// Reports, when it is dropped, that an attempt to resume has ended.
-struct Attempting(WeakAddr<Connection>);
-
-impl Drop for Attempting {
-    fn drop(&mut self) {
-        if let Some(connection) = self.0.upgrade() {
-            connection.do_send(Attempted);
-        }
-    }
-}
-
-/// An attempt to resume has ended.
-struct Attempted;
-
-impl Message for Attempted {
-    type Result = ();
-}
-
 /// The actor that owns a WebSocket and its calls. [`Mux`](crate::Mux) starts it.
 ///
 /// When its connection is gone it goes on to answer every call with the reason.
@@ -256,21 +239,6 @@ struct OpenLink {
     hearing: Rc<Hearing>,
     _reading: Task,
 }
-
-/// What it takes to get another link to the same session of the server.
-struct Resume {
-    dialler: Dialler,
-    session: SessionId,
-}
-
-struct Attempt {
-    /// Filled when the task ends. A link cannot be sent as a message, as it stays on its thread.
-    outcome: Rc<RefCell<Option<Outcome>>>,
-    _dialling: Task,
-}
-
-/// What is needed for the next attempt, and what this one has led to.
-type Outcome = (Resume, Result<Link, ConnectError>);
 
 impl Connection {
     /// Starts the actor of an open link on the current arbiter.
@@ -444,162 +412,6 @@ impl Connection {
         }
         drop(pending);
         self.look_for_stuck(now);
-    }
-
-    /// Looks for writes that their processes do not take.
-    fn look_for_stuck(&mut self, now: Instant) {
-        let timeout = self.config.write_timeout;
-        let pending = self.pending.borrow();
-        let queue = self.outgoing.queue();
-        let suspect = queue.blocking(now, timeout).or_else(|| {
-            // Their callers were told that it has taken too long; those behind need not wait for that.
-            let given_up = queue.overdue(now, timeout, |id| !pending.contains(id));
-            given_up.into_iter().next()
-        });
-        let next = queue.next_overdue(timeout);
-        drop((pending, queue));
-        if let Some(next) = next {
-            self.sweeper.before(next.max(now + ABANDONED_CHECK));
-        }
-        // Without resume there is no remedy for a connection that is blocked.
-        if let Some(process_id) = suspect
-            && self.probed.is_none()
-            && self.lifecycle.is_open()
-            && self.lifecycle.can_resume()
-        {
-            self.probe(&process_id, now);
-        }
-    }
-
-    /// Asks the server whether it answers anything: with a call, and on the level of the WebSocket, where
-    /// it answers also when a call holds up all others.
-    fn probe(&mut self, process_id: &ProcessId, now: Instant) {
-        let Some(link) = &self.link else {
-            return;
-        };
-        // In the lane that is suspected to be blocked; whatever the answer is.
-        let probe = ReadProcess::new(process_id).max_bytes(1);
-        let id = self.pending.borrow_mut().next_id();
-        let Ok(json) = jsonrpc::encode_request(id, &probe, self.server.dialect) else {
-            return;
-        };
-        debug!(process_id:%; "a write is not answered, asking whether anything is");
-        link.answers.ping();
-        self.outgoing.queue().push_probe(Request {
-            id,
-            json: json.into(),
-            is_control: false,
-        });
-        self.probed = Some(now);
-        let timeout = self.config.probe_timeout;
-        let entry = Entry {
-            method: ReadProcess::NAME,
-            timeout,
-            slot: Box::new(ProbeSlot {
-                connection: self.sweeper.connection(),
-                link: self.links,
-            }),
-            repeat: None,
-        };
-        self.pending.borrow_mut().insert(id, now, entry);
-        self.sweeper.before(after(now, timeout));
-    }
-
-    /// Ends all writes to a process that does not read.
-    fn give_up_stdin(&mut self, process_id: &ProcessId) {
-        let writes = self.outgoing.queue().mark_stuck(process_id);
-        debug!(process_id:%, writes = writes.len(); "the process does not read its stdin");
-        for id in writes {
-            let entry = self.pending.borrow_mut().take(id);
-            if let Some(Entry { method, slot, .. }) = entry {
-                let process_id = process_id.clone();
-                slot.resolve(Err(CallError::Stuck { method, process_id }));
-            }
-        }
-    }
-
-    /// The link is lost: either another is sought, or all is over.
-    fn lose(&mut self, reason: DisconnectReason, context: &Context<Self>) {
-        let was_useful = self
-            .link
-            .as_ref()
-            .is_some_and(|link| link.hearing.last.get().is_some());
-        let next = self
-            .lifecycle
-            .lost(reason.clone(), was_useful, Instant::now());
-        if let Next::Dial { .. } = next {
-            debug!(reason:%; "the link is lost");
-            self.discard_link();
-            self.probed = None;
-            // First the router, so that it does not make calls for what it is about to miss.
-            if let Some(events) = self.events.upgrade() {
-                events.do_send(ConnectionEvent::Interrupted);
-            }
-            self.resolve_calls(&reason);
-            self.announce();
-        }
-        self.go_on(next, context);
-    }
-
-    fn discard_link(&mut self) {
-        if let Some(OpenLink {
-            writer: Some(writer),
-            ..
-        }) = self.link.take()
-        {
-            writer.discard();
-        }
-    }
-
-    /// Decides what becomes of the calls whose answers are lost with the link.
-    fn resolve_calls(&mut self, reason: &DisconnectReason) {
-        let unsent = self.outgoing.queue().ids();
-        let (lost, again) = self
-            .pending
-            .borrow_mut()
-            .resolve_lost(reason, |id| unsent.contains(&id));
-        debug!(lost = lost.len(), again = again.len(), unsent = unsent.len(); "calls");
-        self.outgoing.queue().link_lost(again);
-        for (_, Entry { method, slot, .. }) in lost {
-            let reason = reason.clone();
-            slot.resolve(Err(CallError::OutcomeUnknown { method, reason }));
-        }
-    }
-
-    fn go_on(&mut self, next: Next, context: &Context<Self>) {
-        match next {
-            Next::Nothing => {}
-            Next::Dial { at, until } => self.dial(at, until, context),
-            Next::Close(reason) => self.terminate(reason),
-        }
-    }
-
-    /// Tries to get another link.
-    fn dial(&mut self, at: Instant, until: Instant, context: &Context<Self>) {
-        let Some(mut resume) = self.resume.take() else {
-            // An attempt is under way already.
-            return;
-        };
-        let outcome = Rc::new(RefCell::new(None));
-        let (filled, config) = (outcome.clone(), self.config.clone());
-        // Also if what the application dials with should panic.
-        let attempting = Attempting(context.address().downgrade());
-        let dialling = Task::spawn(async move {
-            sleep_until(at).await;
-            let attempt = Link::resume(&mut resume.dialler, &resume.session, &config);
-            let attempted = timeout_at(until, attempt).await.unwrap_or_else(|_| {
-                Err(ConnectError::Timeout {
-                    server: server_name(&config.url),
-                    after: until - at,
-                })
-            });
-            filled.replace(Some((resume, attempted)));
-            drop(attempting);
-        });
-        self.attempt = Some(Attempt {
-            outcome,
-            _dialling: dialling,
-        });
     }
 
     /// Tells everyone who wants to know of the state.
@@ -783,81 +595,6 @@ impl Handler<ForgetProcess> for Connection {
 
     fn handle(&mut self, forget: ForgetProcess, _: &mut Self::Context) {
         self.outgoing.forget(&forget.process_id);
-    }
-}
-
-impl Handler<Attempted> for Connection {
-    type Result = ();
-
-    fn handle(&mut self, _: Attempted, context: &mut Self::Context) {
-        let Some(attempt) = self.attempt.take() else {
-            return;
-        };
-        let attempted = match attempt.outcome.take() {
-            Some((resume, attempted)) => {
-                self.resume = Some(resume);
-                attempted
-            }
-            None => Err(ConnectError::NotExecServer {
-                server: server_name(&self.config.url),
-                problem: "dialling panicked".to_owned(),
-            }),
-        };
-        match attempted {
-            Ok(link) => {
-                if !self.lifecycle.opened() {
-                    return;
-                }
-                self.statistics.resumes += 1;
-                // First the router, so that what the new link brings comes after it.
-                if let Some(events) = self.events.upgrade() {
-                    events.do_send(ConnectionEvent::Resumed);
-                }
-                self.attach(link, context);
-                self.announce();
-            }
-            Err(error) => {
-                debug!(error:%; "not resumed yet");
-                let next = self.lifecycle.attempt_failed(error, Instant::now());
-                if let Next::Dial { .. } = next {
-                    self.announce();
-                }
-                self.go_on(next, context);
-            }
-        }
-    }
-}
-
-impl Handler<Probed> for Connection {
-    type Result = ();
-
-    fn handle(&mut self, probed: Probed, context: &mut Self::Context) {
-        let (true, Some(since), Some(link)) =
-            (probed.link == self.links, self.probed.take(), &self.link)
-        else {
-            return;
-        };
-        let (now, timeout) = (Instant::now(), self.config.write_timeout);
-        let queue = self.outgoing.queue();
-        if probed.is_answered {
-            let pending = self.pending.borrow();
-            let given_up = queue.overdue(now, timeout, |id| !pending.contains(id));
-            drop((queue, pending));
-            for process_id in given_up {
-                self.give_up_stdin(&process_id);
-            }
-            return;
-        }
-        // The peer has the question, is there, and its words are read: so it is the write that it hangs on.
-        let is_heard = link.hearing.last.get().is_some_and(|last| last >= since)
-            && !link.hearing.is_delivering.get()
-            && !queue.is_flushing();
-        let blocking = queue.blocking(now, timeout).filter(|_| is_heard);
-        drop(queue);
-        if let Some(process_id) = blocking {
-            self.give_up_stdin(&process_id);
-            self.lose(DisconnectReason::Wedged { process_id }, context);
-        }
     }
 }
 
