@@ -260,7 +260,8 @@ pub enum CallError {
         reason: DisconnectReason,
     },
     /// The connection was lost before the answer came, and it is not known whether the server has carried
-    /// out the call. It was not repeated, as it may not be done twice. The connection may have been
+    /// out the call. It was not repeated, as it may not be done twice, or was several times, and the
+    /// connection was lost each time. The connection may have been
     /// resumed: look, and decide.
     #[error("it is not known whether {method} was carried out: the connection was lost: {reason}")]
     OutcomeUnknown {

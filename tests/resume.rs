@@ -591,6 +591,37 @@ async fn p9_a_write_that_blocks_the_connection_is_given_up_and_the_connection_re
 }
 
 #[actix::test]
+async fn p9_a_server_that_takes_nothing_more_from_the_socket_is_noticed_too() {
+    checked(async {
+        pause();
+        let (mux, mut peer, mut dials) = connect(config()).await;
+        let stuck = call(&mux, async |mux| mux.write("stuck", "x").await);
+        peer.expect("process/write").await;
+        // More than the socket takes; the question behind it never gets through.
+        let bulk = call(&mux, async |mux| {
+            mux.write_file("/f", vec![0; 4 << 20]).await
+        });
+        let resumed = actix::spawn(async move { dials.resume().await });
+        let mut seq = 0;
+        while !resumed.is_finished() {
+            seq += 1;
+            peer.output("other", seq, "stdout", "it is there").await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert!((10..25).contains(&seq), "{seq} s");
+        match stuck.await.unwrap() {
+            Err(CallError::Stuck { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        match bulk.await.unwrap() {
+            Err(CallError::OutcomeUnknown { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
+}
+
+#[actix::test]
 async fn p9_a_slow_write_is_left_alone_while_the_server_answers() {
     checked(async {
         pause();

@@ -95,6 +95,7 @@ impl Submitted {
             timeout: self.timeout,
             slot,
             repeat: self.repeat,
+            repeats: 0,
         };
         self.pending.borrow_mut().insert(self.id, self.now, entry);
     }

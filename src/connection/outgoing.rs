@@ -207,7 +207,8 @@ impl Writing {
                 shared.changed.notified().await;
                 continue;
             }
-            self.writer.flush().await?;
+            let flows = || shared.queue.borrow_mut().flows(Instant::now());
+            self.writer.flush_noting(flows).await?;
             shared.queue.borrow_mut().flushed(Instant::now());
         }
     }

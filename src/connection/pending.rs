@@ -44,7 +44,12 @@ pub(crate) struct Entry {
     pub(crate) slot: Box<dyn ReplySlot>,
     /// For making the request again if its answer is lost with the link.
     pub(crate) repeat: Option<Request>,
+    /// How often that was done.
+    pub(crate) repeats: u8,
 }
+
+/// How often a request is made again. One that still has no answer may be what ends the links.
+const MAX_REPEATS: u8 = 5;
 
 impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -141,16 +146,22 @@ impl Pending {
         sent.sort_unstable();
         let (mut lost, mut again) = (Vec::new(), Vec::new());
         for id in sent {
-            let Entry { slot, repeat, .. } = match self.entries.get_mut(&id) {
-                Some(entry) => entry,
-                None => continue,
+            let Some(Entry {
+                slot,
+                repeat,
+                repeats,
+                ..
+            }) = self.entries.get_mut(&id)
+            else {
+                continue;
             };
             match repeat {
-                Some(request) => {
+                Some(request) if *repeats < MAX_REPEATS => {
+                    *repeats += 1;
                     slot.repeated(reason);
                     again.push(request.clone());
                 }
-                None => lost.extend(self.entries.remove(&id).map(|entry| (id, entry))),
+                _ => lost.extend(self.entries.remove(&id).map(|entry| (id, entry))),
             }
         }
         (lost, again)
@@ -208,6 +219,7 @@ mod tests {
             timeout: Duration::from_secs(seconds),
             slot: Box::new(LogSlot(log.clone())),
             repeat: None,
+            repeats: 0,
         };
         pending.insert(id, now, entry);
         (id, log)
@@ -306,6 +318,11 @@ mod tests {
         );
         assert!(pending.contains(again) && pending.contains(unsent));
         assert_eq!(pending.len(), 2);
+        // One that ends the link each time is not made again for ever.
+        let lost = (0..=MAX_REPEATS)
+            .map(|_| pending.resolve_lost(&DisconnectReason::CutOff, |id| id == unsent))
+            .find(|(lost, _)| !lost.is_empty());
+        assert_eq!(lost.unwrap().0[0].0, again);
     }
 
     #[test]

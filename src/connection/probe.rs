@@ -103,6 +103,7 @@ impl Connection {
                 link: self.links,
             }),
             repeat: None,
+            repeats: 0,
         };
         self.pending.borrow_mut().insert(id, now, entry);
         self.sweeper.before(after(now, timeout));
@@ -126,9 +127,10 @@ impl Handler<Probed> for Connection {
     type Result = ();
 
     fn handle(&mut self, probed: Probed, context: &mut Self::Context) {
-        let (true, Some(since), Some(link)) =
-            (probed.link == self.links, self.probed.take(), &self.link)
-        else {
+        if probed.link != self.links {
+            return;
+        }
+        let (Some(since), Some(link)) = (self.probed.take(), &self.link) else {
             return;
         };
         let (now, timeout) = (Instant::now(), self.config.write_timeout);
@@ -145,7 +147,7 @@ impl Handler<Probed> for Connection {
         // The peer has the question, is there, and its words are read: so it is the write that it hangs on.
         let is_heard = link.hearing.last.get().is_some_and(|last| last >= since)
             && !link.hearing.is_delivering.get()
-            && !queue.is_flushing();
+            && !queue.is_flowing(since);
         let blocking = queue.blocking(now, timeout).filter(|_| is_heard);
         drop(queue);
         if let Some(process_id) = blocking {

@@ -59,6 +59,8 @@ pub(crate) struct Queue {
     bytes: usize,
     /// Of those that are being written.
     flushing: usize,
+    /// When the socket has last taken something.
+    flowed: Option<Instant>,
     /// The writes to processes among those.
     flushing_writes: Vec<RequestId>,
     max_bytes: usize,
@@ -98,6 +100,7 @@ impl Queue {
             sent: VecDeque::new(),
             bytes: 0,
             flushing: 0,
+            flowed: None,
             flushing_writes: Vec::new(),
             max_bytes,
             max_stdin_bytes,
@@ -119,9 +122,14 @@ impl Queue {
         }
     }
 
-    /// Whether the socket has yet to take something.
-    pub(crate) fn is_flushing(&self) -> bool {
-        self.flushing > 0
+    /// Notes that the socket has taken something, if not all.
+    pub(crate) fn flows(&mut self, now: Instant) {
+        self.flowed = Some(now);
+    }
+
+    /// Whether what was taken out is still on its way into the socket, which has taken some of it since.
+    pub(crate) fn is_flowing(&self, since: Instant) -> bool {
+        self.flushing > 0 && self.flowed.is_some_and(|flowed| flowed >= since)
     }
 
     /// Notes that what was written is lost with its link, but for the requests that are made `again`. These

@@ -1,6 +1,6 @@
 //! The two halves of an open WebSocket: messages in, messages out.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use awc::BoxedSocket;
 use bytes::BytesMut;
@@ -95,8 +95,21 @@ impl MessageReader {
 impl MessageWriter {
     /// Writes what has been gathered.
     pub(crate) async fn flush(&mut self) -> Result<(), DisconnectReason> {
+        self.flush_noting(|| {}).await
+    }
+
+    /// Writes what has been gathered, and has it noted when the socket takes some of it.
+    pub(crate) async fn flush_noting(&mut self, flows: impl Fn()) -> Result<(), DisconnectReason> {
         let failed = |error| DisconnectReason::WriteFailed(Arc::new(error));
-        self.socket.write_all(&self.buffer).await.map_err(failed)?;
+        let mut rest = &self.buffer[..];
+        while !rest.is_empty() {
+            match self.socket.write(rest).await {
+                Ok(0) => return Err(failed(io::ErrorKind::WriteZero.into())),
+                Ok(length) => rest = &rest[length..],
+                Err(error) => return Err(failed(error)),
+            }
+            flows();
+        }
         self.socket.flush().await.map_err(failed)?;
         self.buffer.clear();
         if self.buffer.capacity() > KEPT_CAPACITY {
