@@ -170,7 +170,7 @@ impl Target {
 
 fn basic(user_info: &str) -> String {
     let decoded: Vec<u8> = percent_decode_str(user_info).collect();
-    format!("Basic {}", base64_simd::STANDARD.encode_to_string(decoded))
+    format!("Basic {}", base64_turbo::STANDARD.encode(decoded))
 }
 
 /// Turns awc's error, which is not `Send`, into ours.
