@@ -73,7 +73,7 @@ use crate::{
     config::Config,
     error::{CallError, DisconnectReason, JsonError},
     protocol::{
-        Lane, Method, Notification, ProcessId, Repeat,
+        Lane, Method, Notifications, ProcessId, Repeat,
         jsonrpc::{self, ErrorObject},
     },
     task::{Alive, Task},
@@ -145,7 +145,7 @@ impl Message for Close {
 pub(crate) enum ConnectionEvent {
     /// What one read has brought, in the order in which the server sent it. More is read when it has
     /// been handled.
-    Notifications(Vec<Notification>),
+    Notifications(Notifications),
     /// The link is lost and may be resumed: what the server sends meanwhile is lost.
     Interrupted,
     /// There is a new link to the same session of the server.

@@ -57,7 +57,7 @@ pub use self::{
 };
 pub(crate) use self::{
     id::SessionId,
-    notification::{Notification, ProcessEvent},
+    notification::{Notification, Notifications, ProcessEvent},
 };
 pub use crate::error::InvalidRequest;
 

@@ -24,7 +24,7 @@ mod session;
 mod shutdown;
 mod start;
 
-use std::{collections::HashSet, fmt, mem, sync::Arc, time::Duration, vec};
+use std::{collections::HashSet, fmt, mem, sync::Arc, time::Duration};
 
 use actix::{
     Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, ResponseFuture,
@@ -59,7 +59,9 @@ use crate::{
         Call, Close, Connection, ConnectionEvent, Dispatch, ForgetProcess, ReplySlot, after,
     },
     error::{CallError, DisconnectReason, FailureReason, RegisterError},
-    protocol::{ErrorCode, Notification, ProcessId, ReadProcess, Repeat, Terminate},
+    protocol::{
+        ErrorCode, Notifications, ProcessEvent, ProcessId, ReadProcess, Repeat, Terminate,
+    },
     task::{Alive, Task},
 };
 
@@ -243,7 +245,7 @@ impl Router {
             .routes
             .insert(process_id.clone(), session, after_seq, budget)?;
         if (after_seq > 0 || self.turns.is_down())
-            && let Some(route) = self.routes.get_mut(&process_id)
+            && let Some(route) = self.routes.get_mut(process_id.as_str())
         {
             // What it is to be told may have been pushed before.
             route.delivery.interrupted();
@@ -264,23 +266,25 @@ impl Router {
     /// Forwards what one read has brought, up to an event that has to wait.
     fn forward_all(
         &mut self,
-        mut notifications: vec::IntoIter<Notification>,
+        mut notifications: Notifications,
         context: &mut Context<Self>,
     ) -> Option<Parked> {
-        while let Some(mut notification) = notifications.next() {
+        while let Some(mut entry) = notifications.pop() {
+            let process_id = notifications.process_id(&entry);
             let mut attempts = 0;
-            while let Some(blocked) = self.forward(notification, context) {
+            while let Some(blocked) = self.forward(process_id, entry.seq, entry.event, context) {
                 attempts += 1;
                 let is_worth_waiting = self
                     .routes
-                    .get_mut(&blocked.process_id)
-                    .is_some_and(|route| route.delivery.wait_for_credit(&blocked.event));
+                    .get_mut(process_id)
+                    .is_some_and(|route| route.delivery.wait_for_credit(&blocked));
+                entry.event = blocked;
                 // Either its credit has just returned, or it is not this session that holds what is
                 // missing: then it is looked at again with the next check.
                 if is_worth_waiting || attempts > 1 {
-                    return Some(Parked::new(blocked, notifications));
+                    notifications.put_back(entry);
+                    return Some(Parked::new(notifications));
                 }
-                notification = blocked;
             }
         }
         None
@@ -301,35 +305,26 @@ impl Router {
     /// Forwards an event, or returns it if it has to wait.
     fn forward(
         &mut self,
-        notification: Notification,
+        process_id: &str,
+        seq: u64,
+        event: ProcessEvent,
         context: &mut Context<Self>,
-    ) -> Option<Notification> {
-        let Notification {
-            process_id,
-            seq,
-            event,
-        } = notification;
-        let Some(route) = self.routes.get_mut(&process_id) else {
-            debug!(process_id:%, seq; "event without a session ignored");
+    ) -> Option<ProcessEvent> {
+        let Some(route) = self.routes.get_mut(process_id) else {
+            debug!(process_id, seq; "event without a session ignored");
             return None;
         };
         route.is_known = true;
         // Once for all that this event sets free: for a session held weakly it is not for nothing.
         let Some(recipient) = route.session.reach() else {
-            self.abandon(process_id, context);
+            self.abandon(process_id.into(), context);
             return None;
         };
         let deliver = |event| recipient.do_send(event);
         match route.delivery.accept(seq, event, deliver) {
             Progress::Open if !route.delivery.wants_read() => {}
-            Progress::Blocked(event) => {
-                return Some(Notification {
-                    process_id,
-                    seq,
-                    event,
-                });
-            }
-            progress => self.go_on(process_id, progress, context),
+            Progress::Blocked(event) => return Some(event),
+            progress => self.go_on(process_id.into(), progress, context),
         }
         None
     }
@@ -352,7 +347,7 @@ impl Router {
     }
 
     fn queue_read(&mut self, process_id: &ProcessId) {
-        if let Some(route) = self.routes.get_mut(process_id)
+        if let Some(route) = self.routes.get_mut(process_id.as_str())
             && route.delivery.wants_read()
             && !route.is_queued
             // Before it is known to run, there is nothing to read.
@@ -630,7 +625,7 @@ impl Handler<ConnectionEvent> for Router {
     fn handle(&mut self, event: ConnectionEvent, context: &mut Self::Context) -> Taken {
         match event {
             ConnectionEvent::Notifications(notifications) => {
-                if let Some(parked) = self.forward_all(notifications.into_iter(), context) {
+                if let Some(parked) = self.forward_all(notifications, context) {
                     let taken = parked.taken();
                     self.parked = Some(parked);
                     return Taken::Later(taken);
@@ -655,7 +650,7 @@ impl Handler<ConnectionEvent> for Router {
                 self.turns.link_up();
                 for process_id in self.routes.process_ids() {
                     self.queue_read(&process_id);
-                    if let Some(route) = self.routes.get_mut(&process_id)
+                    if let Some(route) = self.routes.get_mut(process_id.as_str())
                         && mem::take(&mut route.is_interrupted)
                     {
                         route

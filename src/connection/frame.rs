@@ -11,14 +11,68 @@ use bytestring::ByteString;
 
 use crate::error::DisconnectReason;
 
-/// A message of the peer, whole and checked.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Message {
-    Text(ByteString),
-    Binary(Bytes),
+/// A message of the peer, whole.
+#[derive(Debug)]
+pub(crate) enum Message<'b> {
+    Text(Text<'b>),
+    Binary { size: usize },
     Ping(Bytes),
     Pong,
     Close { code: Option<u16> },
+}
+
+/// The payload of a text message, not yet checked to be UTF-8.
+#[derive(Debug)]
+pub(crate) enum Text<'b> {
+    /// It is read where it lies: nearly all of what comes is copied out of there anyway, as base64.
+    InBuffer(Front<'b>),
+    /// Of several fragments.
+    Joined(BytesMut),
+}
+
+/// The front of a read buffer. It is taken off when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Front<'b> {
+    buffer: &'b mut BytesMut,
+    len: usize,
+}
+
+impl Drop for Front<'_> {
+    fn drop(&mut self) {
+        self.buffer.advance(self.len);
+    }
+}
+
+/// A buffer that had to grow beyond this for one message is not kept after it.
+pub(crate) const KEPT_CAPACITY: usize = 1 << 20;
+
+impl Text<'_> {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Text::InBuffer(front) => &front.buffer[..front.len],
+            Text::Joined(joined) => joined,
+        }
+    }
+
+    /// Checks it, and takes it out of the buffer without a copy.
+    pub(crate) fn into_string(self) -> Result<ByteString, DisconnectReason> {
+        let payload = match self {
+            Text::InBuffer(mut front) => front.split(),
+            Text::Joined(joined) => joined,
+        };
+        ByteString::try_from(payload).map_err(|_| DisconnectReason::InvalidUtf8)
+    }
+}
+
+impl Front<'_> {
+    fn split(&mut self) -> BytesMut {
+        let payload = self.buffer.split_to(std::mem::take(&mut self.len));
+        if payload.len() > KEPT_CAPACITY {
+            // What comes after it does not keep its memory.
+            *self.buffer = BytesMut::from(&self.buffer[..]);
+        }
+        payload
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,17 +116,25 @@ impl Decoder {
     }
 
     /// Takes the next message off the front of `buffer`, or returns `None` if it is not whole yet.
-    pub(crate) fn decode(
+    pub(crate) fn decode<'b>(
         &mut self,
-        buffer: &mut BytesMut,
-    ) -> Result<Option<Message>, DisconnectReason> {
+        buffer: &'b mut BytesMut,
+    ) -> Result<Option<Message<'b>>, DisconnectReason> {
         while let Some(header) = self.header(buffer)? {
             if buffer.len() - header.payload_start < header.payload_len {
                 return Ok(None);
             }
             buffer.advance(header.payload_start);
-            let payload = buffer.split_to(header.payload_len);
-            if let Some(message) = self.join(&header, payload)? {
+            let is_whole = header.fin && self.fragments.is_none();
+            if is_whole && header.opcode == Opcode::Text {
+                let len = header.payload_len;
+                return Ok(Some(Message::Text(Text::InBuffer(Front { buffer, len }))));
+            }
+            let payload = Front {
+                len: header.payload_len,
+                buffer: &mut *buffer,
+            };
+            if let Some(message) = self.join(&header, &payload.buffer[..payload.len])? {
                 return Ok(Some(message));
             }
         }
@@ -164,45 +226,46 @@ impl Decoder {
     fn join(
         &mut self,
         header: &Header,
-        payload: BytesMut,
-    ) -> Result<Option<Message>, DisconnectReason> {
+        payload: &[u8],
+    ) -> Result<Option<Message<'static>>, DisconnectReason> {
         match header.opcode {
             Opcode::Text | Opcode::Binary if self.fragments.is_some() => {
                 Err(violation("a message begins within another"))
             }
-            Opcode::Text | Opcode::Binary if header.fin => whole(header.opcode, payload).map(Some),
+            Opcode::Text | Opcode::Binary if header.fin => {
+                Ok(Some(whole(header.opcode, payload.into())))
+            }
             Opcode::Text | Opcode::Binary => {
-                // A copy, so that a small fragment does not keep the whole read buffer alive.
-                self.fragments = Some((header.opcode, BytesMut::from(&payload[..])));
+                self.fragments = Some((header.opcode, payload.into()));
                 Ok(None)
             }
             Opcode::Continuation => {
                 let Some((opcode, mut joined)) = self.fragments.take() else {
                     return Err(violation("a fragment continues no message"));
                 };
-                joined.extend_from_slice(&payload);
+                joined.extend_from_slice(payload);
                 if header.fin {
-                    return whole(opcode, joined).map(Some);
+                    return Ok(Some(whole(opcode, joined)));
                 }
                 self.fragments = Some((opcode, joined));
                 Ok(None)
             }
             Opcode::Close => Ok(Some(Message::Close {
-                code: close_code(&payload)?,
+                code: close_code(payload)?,
             })),
-            Opcode::Ping => Ok(Some(Message::Ping(Bytes::copy_from_slice(&payload)))),
+            Opcode::Ping => Ok(Some(Message::Ping(Bytes::copy_from_slice(payload)))),
             Opcode::Pong => Ok(Some(Message::Pong)),
         }
     }
 }
 
-fn whole(opcode: Opcode, payload: BytesMut) -> Result<Message, DisconnectReason> {
-    if opcode == Opcode::Binary {
-        return Ok(Message::Binary(payload.freeze()));
+fn whole(opcode: Opcode, payload: BytesMut) -> Message<'static> {
+    match opcode {
+        Opcode::Binary => Message::Binary {
+            size: payload.len(),
+        },
+        _ => Message::Text(Text::Joined(payload)),
     }
-    ByteString::try_from(payload)
-        .map(Message::Text)
-        .map_err(|_| DisconnectReason::InvalidUtf8)
 }
 
 fn close_code(payload: &[u8]) -> Result<Option<u16>, DisconnectReason> {
@@ -305,11 +368,36 @@ mod tests {
         buffer
     }
 
-    fn decode_all(bytes: &[u8]) -> Result<Vec<Message>, DisconnectReason> {
+    #[derive(Debug, PartialEq, Eq)]
+    enum Decoded {
+        Text(ByteString),
+        Binary(usize),
+        Ping(Bytes),
+        Pong,
+        Close { code: Option<u16> },
+    }
+
+    fn decode_next(
+        decoder: &mut Decoder,
+        buffer: &mut BytesMut,
+    ) -> Result<Option<Decoded>, DisconnectReason> {
+        let Some(message) = decoder.decode(buffer)? else {
+            return Ok(None);
+        };
+        Ok(Some(match message {
+            Message::Text(text) => Decoded::Text(text.into_string()?),
+            Message::Binary { size } => Decoded::Binary(size),
+            Message::Ping(payload) => Decoded::Ping(payload),
+            Message::Pong => Decoded::Pong,
+            Message::Close { code } => Decoded::Close { code },
+        }))
+    }
+
+    fn decode_all(bytes: &[u8]) -> Result<Vec<Decoded>, DisconnectReason> {
         let mut decoder = Decoder::new(LIMIT);
         let mut buffer = BytesMut::from(bytes);
         let mut messages = Vec::new();
-        while let Some(message) = decoder.decode(&mut buffer)? {
+        while let Some(message) = decode_next(&mut decoder, &mut buffer)? {
             messages.push(message);
         }
         Ok(messages)
@@ -332,11 +420,11 @@ mod tests {
             let mut messages = Vec::new();
             for read in bytes.chunks(step) {
                 buffer.extend_from_slice(read);
-                while let Some(message) = decoder.decode(&mut buffer).unwrap() {
+                while let Some(message) = decode_next(&mut decoder, &mut buffer).unwrap() {
                     messages.push(message);
                 }
             }
-            let expected = lengths.map(|length| Message::Text(text(length).into()));
+            let expected = lengths.map(|length| Decoded::Text(text(length).into()));
             assert!(messages == expected, "in steps of {step}");
             assert!(buffer.is_empty());
         }
@@ -352,9 +440,9 @@ mod tests {
         assert_eq!(
             decode_all(&bytes).unwrap(),
             [
-                Message::Ping("!".into()),
-                Message::Pong,
-                Message::Text("abc".into())
+                Decoded::Ping("!".into()),
+                Decoded::Pong,
+                Decoded::Text("abc".into())
             ]
         );
     }
@@ -362,7 +450,7 @@ mod tests {
     #[test]
     fn a_character_may_be_split_between_fragments() {
         let bytes = [0x01, 1, 0xC3, 0x80, 1, 0xA4];
-        assert_eq!(decode_all(&bytes).unwrap(), [Message::Text("ä".into())]);
+        assert_eq!(decode_all(&bytes).unwrap(), [Decoded::Text("ä".into())]);
     }
 
     #[test]
@@ -439,14 +527,45 @@ mod tests {
     }
 
     #[test]
+    fn a_message_goes_off_the_buffer_whether_it_was_taken_or_only_looked_at() {
+        let mut buffer = BytesMut::from(&[0x81, 1, b'a', 0x81, 1, b'b', 0x82, 3, 0, 0, 0][..]);
+        let mut decoder = Decoder::new(LIMIT);
+        match decoder.decode(&mut buffer).unwrap() {
+            Some(Message::Text(text)) => assert_eq!(text.bytes(), b"a"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(
+            decode_next(&mut decoder, &mut buffer).unwrap(),
+            Some(Decoded::Text("b".into()))
+        );
+        assert_eq!(
+            decode_next(&mut decoder, &mut buffer).unwrap(),
+            Some(Decoded::Binary(3))
+        );
+        assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn a_large_message_that_was_taken_out_leaves_the_rest_a_buffer_of_its_own() {
+        let large = text(KEPT_CAPACITY + 1);
+        let mut buffer = served(ws::Message::Text(large.clone().into()));
+        buffer.extend_from_slice(&[0x81, 5, b'a']);
+        let mut decoder = Decoder::new(2 * KEPT_CAPACITY);
+        let taken = decode_next(&mut decoder, &mut buffer).unwrap();
+        assert!(taken == Some(Decoded::Text(large.into())));
+        assert_eq!(buffer[..], [0x81, 5, b'a']);
+        assert!(buffer.capacity() < 1024, "{}", buffer.capacity());
+    }
+
+    #[test]
     fn close_frames_carry_their_code() {
         assert_eq!(
             decode_all(&[0x88, 0]).unwrap(),
-            [Message::Close { code: None }]
+            [Decoded::Close { code: None }]
         );
         assert_eq!(
             decode_all(&[0x88, 3, 3, 0xE9, b'x']).unwrap(),
-            [Message::Close { code: Some(1001) }]
+            [Decoded::Close { code: Some(1001) }]
         );
     }
 

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
+use bytes::Bytes;
+use bytestring::ByteString;
 use log::debug;
 use serde_json::value::RawValue;
 
@@ -150,6 +152,23 @@ struct Exchange<'a> {
     server: &'a str,
 }
 
+/// What the peer says, apart from goodbye.
+enum Heard {
+    Text(ByteString),
+    Ping(Bytes),
+    Pong,
+}
+
+fn hear(message: Message<'_>) -> Result<Heard, DisconnectReason> {
+    match message {
+        Message::Text(text) => text.into_string().map(Heard::Text),
+        Message::Binary { size } => Err(DisconnectReason::BinaryMessage { size }),
+        Message::Ping(payload) => Ok(Heard::Ping(payload)),
+        Message::Pong => Ok(Heard::Pong),
+        Message::Close { code } => Err(DisconnectReason::PeerClosed { code }),
+    }
+}
+
 impl Exchange<'_> {
     async fn initialize(
         &mut self,
@@ -239,22 +258,27 @@ impl Exchange<'_> {
     ) -> Result<Result<Box<RawValue>, ErrorObject>, ConnectError> {
         self.send(request).await?;
         loop {
-            let message = self.reader.message().await;
-            let text = match message.map_err(|reason| self.disconnected(reason))? {
-                Message::Text(text) => text,
-                Message::Binary(bytes) => {
-                    let size = bytes.len();
-                    return Err(self.not_exec_server(DisconnectReason::BinaryMessage { size }));
+            let next = match self.reader.next() {
+                Ok(Some(message)) => Some(hear(message)),
+                Ok(None) => None,
+                Err(reason) => Some(Err(reason)),
+            };
+            let heard = match next {
+                Some(heard) => heard.map_err(|reason| self.disconnected(reason))?,
+                None => {
+                    let filled = self.reader.fill().await;
+                    filled.map_err(|reason| self.disconnected(reason))?;
+                    continue;
                 }
-                Message::Ping(payload) => {
+            };
+            let text = match heard {
+                Heard::Text(text) => text,
+                Heard::Ping(payload) => {
                     self.writer.encoder.pong(&payload, &mut self.writer.buffer);
                     self.flush().await?;
                     continue;
                 }
-                Message::Pong => continue,
-                Message::Close { code } => {
-                    return Err(self.disconnected(DisconnectReason::PeerClosed { code }));
-                }
+                Heard::Pong => continue,
             };
             match jsonrpc::decode(&text).map_err(|reason| self.not_exec_server(reason))? {
                 Incoming::Response {
@@ -304,6 +328,7 @@ impl Exchange<'_> {
     fn disconnected(&self, reason: DisconnectReason) -> ConnectError {
         match reason {
             DisconnectReason::WebSocketViolation(_)
+            | DisconnectReason::BinaryMessage { .. }
             | DisconnectReason::InvalidUtf8
             | DisconnectReason::MessageTooLarge { .. } => self.not_exec_server(reason),
             reason => ConnectError::HandshakeDisconnected {

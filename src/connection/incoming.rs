@@ -3,7 +3,6 @@
 use std::{cell::Cell, pin::Pin, rc::Rc};
 
 use actix::{Recipient, WeakAddr, WeakRecipient};
-use bytestring::ByteString;
 use log::debug;
 use tokio::{
     select,
@@ -12,14 +11,17 @@ use tokio::{
 };
 
 use super::{
-    Connection, ConnectionEvent, LinkEnded, Received, Reply, frame::Message, outgoing::Answers,
-    pending::after, socket::MessageReader,
+    Connection, ConnectionEvent, LinkEnded, Received, Reply,
+    frame::{Message, Text},
+    outgoing::Answers,
+    pending::after,
+    socket::MessageReader,
 };
 use crate::{
     error::DisconnectReason,
     protocol::{
-        Notification,
-        jsonrpc::{self, Id, Incoming},
+        Notification, Notifications, ProcessEvent,
+        jsonrpc::{self, Id, Incoming, PlainOutput},
     },
 };
 
@@ -50,10 +52,9 @@ pub(crate) struct Hearing {
 }
 
 /// What one read has brought.
-#[derive(Default)]
 struct Batch {
     replies: Vec<Reply>,
-    notifications: Vec<Notification>,
+    notifications: Notifications,
 }
 
 impl Reading {
@@ -85,9 +86,14 @@ impl Reading {
             }
         };
         tokio::pin!(heartbeat, write_failed);
+        let mut expected = 0;
         loop {
-            let mut batch = Batch::default();
+            let mut batch = Batch {
+                replies: Vec::new(),
+                notifications: Notifications::with_capacity(expected),
+            };
             let cut = self.cut(&mut batch);
+            expected = batch.notifications.len();
             self.hearing.is_delivering.set(true);
             let delivered = self.deliver(batch).await;
             self.hearing.is_delivering.set(false);
@@ -155,46 +161,14 @@ impl Reading {
     fn cut(&mut self, batch: &mut Batch) -> Result<(), DisconnectReason> {
         while let Some(message) = self.reader.next()? {
             match message {
-                Message::Text(text) => self.sort(&text, batch)?,
-                Message::Binary(bytes) => {
-                    return Err(DisconnectReason::BinaryMessage { size: bytes.len() });
+                Message::Text(text) => batch.sort(text, &self.answers)?,
+                Message::Binary { size } => {
+                    return Err(DisconnectReason::BinaryMessage { size });
                 }
                 Message::Ping(payload) => self.answers.pong(payload),
                 Message::Pong => {}
                 Message::Close { code } => return Err(DisconnectReason::PeerClosed { code }),
             }
-        }
-        Ok(())
-    }
-
-    fn sort(&self, text: &ByteString, batch: &mut Batch) -> Result<(), DisconnectReason> {
-        match jsonrpc::decode(text)? {
-            Incoming::Notification(notification) => batch.notifications.push(notification),
-            Incoming::OtherNotification { method } => {
-                debug!(method:%; "notification without a use ignored");
-            }
-            Incoming::Request { id, method } => {
-                debug!(method:%; "request of the server refused");
-                if let Some(refusal) = jsonrpc::encode_method_not_found(&id) {
-                    self.answers.text(refusal);
-                }
-            }
-            Incoming::Response { id, result } => {
-                let result = result.map(|json| text.slice_ref(json.get()));
-                batch.replies.push(match id {
-                    Id::Number(id) => Reply::Result { id, result },
-                    Id::Text(_) | Id::Invalid => Reply::Unknown,
-                });
-            }
-            Incoming::Error { id, error } => batch.replies.push(match id {
-                Id::Number(id) if id > 0 => Reply::Error { id, error },
-                Id::Text(_) => Reply::Unknown,
-                // The server could not read a message of ours, and so cannot say which.
-                Id::Number(_) | Id::Invalid => {
-                    debug!(code:% = error.code; "the server could not read a message of this client");
-                    Reply::ConnectionError
-                }
-            }),
         }
         Ok(())
     }
@@ -219,6 +193,59 @@ impl Reading {
         }
         if let Some(replies) = replies {
             replies.await.map_err(|_| DisconnectReason::Closed)?;
+        }
+        Ok(())
+    }
+}
+
+impl Batch {
+    fn sort(&mut self, text: Text<'_>, answers: &Answers) -> Result<(), DisconnectReason> {
+        if let Some(output) = jsonrpc::plain_output(text.bytes()) {
+            let PlainOutput {
+                process_id,
+                seq,
+                stream,
+                chunk,
+            } = output;
+            let event = ProcessEvent::Output { stream, chunk };
+            self.notifications.push(process_id, seq, event);
+            return Ok(());
+        }
+        let text = text.into_string()?;
+        match jsonrpc::decode(&text)? {
+            Incoming::Notification(notification) => {
+                let Notification {
+                    process_id,
+                    seq,
+                    event,
+                } = notification;
+                self.notifications.push(process_id.as_str(), seq, event);
+            }
+            Incoming::OtherNotification { method } => {
+                debug!(method:%; "notification without a use ignored");
+            }
+            Incoming::Request { id, method } => {
+                debug!(method:%; "request of the server refused");
+                if let Some(refusal) = jsonrpc::encode_method_not_found(&id) {
+                    answers.text(refusal);
+                }
+            }
+            Incoming::Response { id, result } => {
+                let result = result.map(|json| text.slice_ref(json.get()));
+                self.replies.push(match id {
+                    Id::Number(id) => Reply::Result { id, result },
+                    Id::Text(_) | Id::Invalid => Reply::Unknown,
+                });
+            }
+            Incoming::Error { id, error } => self.replies.push(match id {
+                Id::Number(id) if id > 0 => Reply::Error { id, error },
+                Id::Text(_) => Reply::Unknown,
+                // The server could not read a message of ours, and so cannot say which.
+                Id::Number(_) | Id::Invalid => {
+                    debug!(code:% = error.code; "the server could not read a message of this client");
+                    Reply::ConnectionError
+                }
+            }),
         }
         Ok(())
     }

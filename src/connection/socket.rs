@@ -6,14 +6,11 @@ use awc::BoxedSocket;
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 
-use super::frame::{Decoder, Encoder, Message};
+use super::frame::{Decoder, Encoder, KEPT_CAPACITY, Message};
 use crate::error::DisconnectReason;
 
 /// What one read may bring. A batch of this size is still in the cache when its consumers run.
 const READ_SIZE: usize = 64 << 10;
-
-/// A buffer that had to grow beyond this for one message is given back after it.
-const KEPT_CAPACITY: usize = 1 << 20;
 
 /// Reads whole messages from a socket.
 pub(crate) struct MessageReader {
@@ -51,14 +48,8 @@ pub(crate) fn split(
 
 impl MessageReader {
     /// Returns the next message that has been read as a whole.
-    pub(crate) fn next(&mut self) -> Result<Option<Message>, DisconnectReason> {
-        let message = self.decoder.decode(&mut self.buffer)?;
-        if let Some(Message::Text(text)) = &message
-            && text.len() > KEPT_CAPACITY
-        {
-            self.buffer = BytesMut::from(&self.buffer[..]);
-        }
-        Ok(message)
+    pub(crate) fn next(&mut self) -> Result<Option<Message<'_>>, DisconnectReason> {
+        self.decoder.decode(&mut self.buffer)
     }
 
     /// Reads more. The peer's end of the connection is an error: there is no more.
@@ -78,16 +69,6 @@ impl MessageReader {
             Ok(0) => Err(DisconnectReason::CutOff),
             Ok(_) => Ok(()),
             Err(error) => Err(DisconnectReason::ReadFailed(Arc::new(error))),
-        }
-    }
-
-    /// Waits for the next message.
-    pub(crate) async fn message(&mut self) -> Result<Message, DisconnectReason> {
-        loop {
-            if let Some(message) = self.next()? {
-                return Ok(message);
-            }
-            self.fill().await?;
         }
     }
 }

@@ -3,13 +3,14 @@
 //! JSON-RPC 2.0 without its `jsonrpc` member, as the exec-server speaks it.
 
 mod decode;
+mod plain;
 
 use std::fmt;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-pub(crate) use self::decode::decode;
+pub(crate) use self::{decode::decode, plain::{PlainOutput, plain_output}};
 use super::{Dialect, Method, Params, notification::Notification};
 use crate::error::InvalidRequest;
 

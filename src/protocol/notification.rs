@@ -1,6 +1,6 @@
 //! What the server says of processes without being asked.
 
-use std::fmt;
+use std::{collections::VecDeque, fmt, ops::Range};
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, de::DeserializeSeed};
@@ -38,6 +38,65 @@ pub(crate) enum ProcessEvent {
     },
     /// It has ended and its streams are at their end.
     Closed,
+}
+
+/// What one read has brought of processes, in the order in which the server sent it.
+#[derive(Debug, Default)]
+pub(crate) struct Notifications {
+    /// The process ids, one behind the other: to look a route up, none needs an allocation of its own.
+    process_ids: String,
+    entries: VecDeque<Entry>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    process_id: Range<usize>,
+    pub(crate) seq: u64,
+    pub(crate) event: ProcessEvent,
+}
+
+impl Notifications {
+    /// Has room for as many as came with the read before.
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
+        Notifications {
+            process_ids: String::new(),
+            entries: VecDeque::with_capacity(capacity),
+        }
+    }
+
+    pub(crate) fn push(&mut self, process_id: &str, seq: u64, event: ProcessEvent) {
+        let start = self.process_ids.len();
+        self.process_ids.push_str(process_id);
+        self.entries.push_back(Entry {
+            process_id: start..self.process_ids.len(),
+            seq,
+            event,
+        });
+    }
+
+    /// Takes out the first.
+    pub(crate) fn pop(&mut self) -> Option<Entry> {
+        self.entries.pop_front()
+    }
+
+    /// Puts one back that was just taken out.
+    pub(crate) fn put_back(&mut self, entry: Entry) {
+        self.entries.push_front(entry);
+    }
+
+    /// The process that one is about that was taken out.
+    pub(crate) fn process_id(&self, entry: &Entry) -> &str {
+        &self.process_ids[entry.process_id.clone()]
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
 }
 
 impl fmt::Debug for ProcessEvent {

@@ -1,6 +1,6 @@
 //! What waits for a session that wants nothing to be lost: the socket is read on when it is taken.
 
-use std::{cell::RefCell, iter, rc::Rc, vec};
+use std::{cell::RefCell, rc::Rc};
 
 use actix::{
     Context,
@@ -8,12 +8,12 @@ use actix::{
 };
 
 use super::Router;
-use crate::{connection::ConnectionEvent, protocol::Notification};
+use crate::{connection::ConnectionEvent, protocol::Notifications};
 
 /// Notifications that have to wait, and who waits until they are taken.
 #[derive(Debug)]
 pub(super) struct Parked {
-    notifications: Vec<Notification>,
+    notifications: Notifications,
     taken: TakenSender,
 }
 
@@ -30,10 +30,9 @@ pub(crate) enum Taken {
 }
 
 impl Parked {
-    /// Parks `first`, which has to wait, and what comes after it.
-    pub(super) fn new(first: Notification, rest: vec::IntoIter<Notification>) -> Self {
+    pub(super) fn new(notifications: Notifications) -> Self {
         Parked {
-            notifications: iter::once(first).chain(rest).collect(),
+            notifications,
             taken: TakenSender::default(),
         }
     }
@@ -46,8 +45,8 @@ impl Parked {
         self.taken.clone()
     }
 
-    pub(super) fn into_parts(self) -> (vec::IntoIter<Notification>, TakenSender) {
-        (self.notifications.into_iter(), self.taken)
+    pub(super) fn into_parts(self) -> (Notifications, TakenSender) {
+        (self.notifications, self.taken)
     }
 }
 

@@ -88,7 +88,7 @@ impl Routes {
         }
     }
 
-    pub(crate) fn get_mut(&mut self, process_id: &ProcessId) -> Option<&mut Route> {
+    pub(crate) fn get_mut(&mut self, process_id: &str) -> Option<&mut Route> {
         self.routes.get_mut(process_id)
     }
 

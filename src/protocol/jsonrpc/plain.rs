@@ -1,0 +1,66 @@
+//! The short way for what comes most: output, in the very form in which servers send it.
+//!
+//! Whatever is written in any other form, be it an escape or a space, is left to [`decode`](super::decode),
+//! which knows them all and has the words for what is wrong. Here nothing is an error.
+
+use bytes::Bytes;
+
+use crate::protocol::{Stream, base64};
+
+/// A `process/output`, its process id where it lies.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct PlainOutput<'a> {
+    pub(crate) process_id: &'a str,
+    pub(crate) seq: u64,
+    pub(crate) stream: Stream,
+    pub(crate) chunk: Bytes,
+}
+
+/// Reads an output that is written as servers do; `None` for everything else. The text need not have
+/// been checked to be UTF-8: what is accepted is ASCII.
+pub(crate) fn plain_output(text: &[u8]) -> Option<PlainOutput<'_>> {
+    let rest = text.strip_prefix(br#"{"method":"process/output","params":{"processId":""#)?;
+    let (process_id, rest) = plain_string(rest)?;
+    let (seq, rest) = number(rest.strip_prefix(br#","seq":"#)?)?;
+    let (stream, rest) = plain_string(rest.strip_prefix(br#","stream":""#)?)?;
+    let stream = match stream {
+        "stdout" => Stream::Stdout,
+        "stderr" => Stream::Stderr,
+        "pty" => Stream::Pty,
+        _ => return None,
+    };
+    // Base64 has no quote: that there is none before the last is found out by decoding it.
+    let chunk = rest.strip_prefix(br#","chunk":""#)?.strip_suffix(br#""}}"#)?;
+    Some(PlainOutput {
+        process_id,
+        seq,
+        stream,
+        chunk: base64::decode(chunk)?,
+    })
+}
+
+/// Reads the rest of a string of which the opening quote is gone, if it is ASCII and without escapes.
+fn plain_string(text: &[u8]) -> Option<(&str, &[u8])> {
+    let is_end = |&byte: &u8| !matches!(byte, b' '..=b'~') || byte == b'"' || byte == b'\\';
+    let end = text.iter().position(is_end)?;
+    let (string, rest) = text.split_at(end);
+    let rest = rest.strip_prefix(b"\"")?;
+    Some((str::from_utf8(string).ok()?, rest))
+}
+
+/// Reads a number in its shortest form, of as many digits as always fit.
+fn number(text: &[u8]) -> Option<(u64, &[u8])> {
+    const MAX_DIGITS: usize = 19;
+    let mut number = 0;
+    for (length, &byte) in text.iter().enumerate() {
+        match byte {
+            b'0'..=b'9' if length == MAX_DIGITS => return None,
+            // Only a nought by itself begins with one.
+            b'0'..=b'9' if length == 1 && number == 0 => return None,
+            b'0'..=b'9' => number = number * 10 + u64::from(byte - b'0'),
+            _ if length == 0 => return None,
+            _ => return Some((number, &text[length..])),
+        }
+    }
+    None
+}
