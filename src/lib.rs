@@ -95,7 +95,8 @@ pub use crate::{
     protocol::{Method, ProcessId, StartProcess, Started, Stream},
     router::{
         Closed, Exited, Failed, Gap, Interrupted, Output, Overflow, PendingStart, Permit,
-        Processes, Register, Resumed, Router, Session, SessionEvent, Shutdown, Start, Unregister,
+        Processes, Register, Resumed, Router, Session, SessionEvent, SessionEvents, Shutdown,
+        Start, Unregister,
     },
     task::alive,
 };

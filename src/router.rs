@@ -17,6 +17,7 @@
 
 mod budget;
 mod delivery;
+mod events;
 mod healing;
 mod parking;
 mod routes;
@@ -24,7 +25,7 @@ mod session;
 mod shutdown;
 mod start;
 
-use std::{collections::HashSet, fmt, mem, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, mem, rc::Rc, time::Duration};
 
 use actix::{
     Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, ResponseFuture,
@@ -39,6 +40,7 @@ use tokio::{
 
 pub use self::{
     budget::Permit,
+    events::SessionEvents,
     session::{
         Closed, Exited, Failed, Gap, Interrupted, Output, Overflow, Resumed, Session, SessionEvent,
     },
@@ -59,9 +61,7 @@ use crate::{
         Call, Close, Connection, ConnectionEvent, Dispatch, ForgetProcess, ReplySlot, after,
     },
     error::{CallError, DisconnectReason, FailureReason, RegisterError},
-    protocol::{
-        ErrorCode, Notifications, ProcessEvent, ProcessId, ReadProcess, Repeat, Terminate,
-    },
+    protocol::{ErrorCode, Notifications, ProcessEvent, ProcessId, ReadProcess, Repeat, Terminate},
     task::{Alive, Task},
 };
 
@@ -164,7 +164,7 @@ pub struct Router {
     /// Runs while there are routes.
     checking: Option<Task>,
     /// What all sessions may hold together.
-    pool: Arc<Pool>,
+    pool: Rc<Pool>,
     session_budget: usize,
     session_check_interval: Duration,
     close_timeout: Duration,
@@ -316,11 +316,11 @@ impl Router {
         };
         route.is_known = true;
         // Once for all that this event sets free: for a session held weakly it is not for nothing.
-        let Some(recipient) = route.session.reach() else {
+        let Some(reached) = route.session.reach() else {
             self.abandon(process_id.into(), context);
             return None;
         };
-        let deliver = |event| recipient.do_send(event);
+        let deliver = |event| reached.send(event);
         match route.delivery.accept(seq, event, deliver) {
             Progress::Open if !route.delivery.wants_read() => {}
             Progress::Blocked(event) => return Some(event),
@@ -739,6 +739,7 @@ impl Handler<CheckSessions> for Router {
         let mut behind = Vec::new();
         for (process_id, route) in self.routes.iter_mut() {
             route.delivery.tick();
+            route.session.shrink();
             if route.delivery.has_exited()
                 && now - *route.end_checked.get_or_insert(now) >= END_OVERDUE
             {
@@ -787,11 +788,11 @@ impl Handler<ReadEnded> for Router {
         } = ended;
         self.turns.end(link);
         if let Some(route) = self.routes.get_keyed(&process_id, key) {
-            let Some(recipient) = route.session.reach() else {
+            let Some(reached) = route.session.reach() else {
                 self.abandon(process_id, context);
                 return self.read_next(context);
             };
-            let deliver = |event| recipient.do_send(event);
+            let deliver = |event| reached.send(event);
             let progress = match outcome {
                 Ok(read) => {
                     route.is_known = true;

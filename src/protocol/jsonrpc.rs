@@ -10,7 +10,10 @@ use std::fmt;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-pub(crate) use self::{decode::decode, plain::{PlainOutput, plain_output}};
+pub(crate) use self::{
+    decode::decode,
+    plain::{PlainOutput, plain_output},
+};
 use super::{Dialect, Method, Params, notification::Notification};
 use crate::error::InvalidRequest;
 

@@ -1,10 +1,15 @@
 //! Credit for output: how many bytes one session, and all of a connection, may hold.
+//!
+//! The router counts what it hands out, and whoever drops an output counts what it gives back, on any
+//! thread: neither writes to the other's counter.
 
 use std::{
+    cell::Cell,
     fmt,
+    rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -21,32 +26,47 @@ pub(crate) fn cost(bytes: usize) -> usize {
 #[derive(Debug)]
 pub(crate) struct Pool {
     limit: usize,
-    held: AtomicUsize,
-    /// How many sessions share it.
+    /// All that was ever taken.
+    taken: Cell<u64>,
+    returns: Arc<PoolReturns>,
+}
+
+#[derive(Debug)]
+struct PoolReturns {
+    /// All that has ever been given back.
+    returned: AtomicU64,
+    /// How many sessions share the pool, or still hold something of it.
     sessions: AtomicUsize,
 }
 
 impl Pool {
-    pub(crate) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Pool {
+    pub(crate) fn new(limit: usize) -> Rc<Self> {
+        Rc::new(Pool {
             limit,
-            held: AtomicUsize::new(0),
-            sessions: AtomicUsize::new(0),
+            taken: Cell::new(0),
+            returns: Arc::new(PoolReturns {
+                returned: AtomicU64::new(0),
+                sessions: AtomicUsize::new(0),
+            }),
         })
+    }
+
+    fn held(&self) -> usize {
+        (self.taken.get() - self.returns.returned.load(Ordering::Relaxed)) as usize
     }
 
     /// What one session may hold. The first half goes to whoever comes; the second is divided among
     /// all, so that those who do not consume leave the others their part.
     fn share(&self) -> usize {
         let half = self.limit / 2;
-        if self.held.load(Ordering::Relaxed) < half {
+        if self.held() < half {
             return self.limit;
         }
-        half / self.sessions.load(Ordering::Relaxed).max(1)
+        half / self.returns.sessions.load(Ordering::Relaxed).max(1)
     }
 
     fn available(&self) -> usize {
-        self.limit.saturating_sub(self.held.load(Ordering::Relaxed))
+        self.limit.saturating_sub(self.held())
     }
 }
 
@@ -55,28 +75,44 @@ impl Pool {
 /// Only the router takes from it; what has been taken returns from any thread.
 pub(crate) struct Budget {
     limit: usize,
-    held: AtomicUsize,
-    /// One more than what may be held for `wake` to be called, once; 0 while nobody waits.
-    wake_below: AtomicUsize,
-    wake: Box<dyn Fn() + Send + Sync>,
-    pool: Arc<Pool>,
+    /// All that was ever taken.
+    taken: Cell<u64>,
+    pool: Rc<Pool>,
+    returns: Arc<Returns>,
 }
+
+/// What the permits of a session share.
+struct Returns {
+    /// All that has ever been given back.
+    returned: AtomicU64,
+    /// What `returned` has to come to for `wake` to be called, once.
+    wake_at: AtomicU64,
+    wake: Box<dyn Fn() + Send + Sync>,
+    pool: Arc<PoolReturns>,
+}
+
+/// As long as nobody waits.
+const NEVER: u64 = u64::MAX;
 
 impl Budget {
     /// `wake` is called, from any thread, when credit that was waited for has returned.
     pub(crate) fn new(
         limit: usize,
-        pool: Arc<Pool>,
+        pool: Rc<Pool>,
         wake: impl Fn() + Send + Sync + 'static,
-    ) -> Arc<Self> {
-        pool.sessions.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Budget {
+    ) -> Self {
+        pool.returns.sessions.fetch_add(1, Ordering::Relaxed);
+        Budget {
             limit,
-            held: AtomicUsize::new(0),
-            wake_below: AtomicUsize::new(0),
-            wake: Box::new(wake),
+            taken: Cell::new(0),
+            returns: Arc::new(Returns {
+                returned: AtomicU64::new(0),
+                wake_at: AtomicU64::new(NEVER),
+                wake: Box::new(wake),
+                pool: pool.returns.clone(),
+            }),
             pool,
-        })
+        }
     }
 
     pub(crate) fn limit(&self) -> usize {
@@ -84,7 +120,7 @@ impl Budget {
     }
 
     pub(crate) fn held(&self) -> usize {
-        self.held.load(Ordering::SeqCst)
+        (self.taken.get() - self.returns.returned.load(Ordering::SeqCst)) as usize
     }
 
     /// What may be taken now.
@@ -95,16 +131,16 @@ impl Budget {
 
     /// Grants an output of so many bytes, until the permit is dropped. Where no more than `own` is held,
     /// one is granted whatever its size: a session that consumes gets on.
-    pub(crate) fn take(self: &Arc<Self>, bytes: usize, own: usize) -> Option<Permit> {
+    pub(crate) fn take(&self, bytes: usize, own: usize) -> Option<Permit> {
         let bytes = cost(bytes);
         // Only the router takes, so that what is read here can only shrink.
         if self.held() > own && bytes > self.available() {
             return None;
         }
-        self.held.fetch_add(bytes, Ordering::SeqCst);
-        self.pool.held.fetch_add(bytes, Ordering::Relaxed);
+        self.taken.set(self.taken.get() + bytes as u64);
+        self.pool.taken.set(self.pool.taken.get() + bytes as u64);
         Some(Permit {
-            budget: self.clone(),
+            returns: self.returns.clone(),
             bytes,
         })
     }
@@ -114,25 +150,29 @@ impl Budget {
     pub(crate) fn wake_at(&self, room: usize, own: usize) -> bool {
         let half = own + self.held().saturating_sub(own) / 2;
         let enough = half.max(self.limit().saturating_sub(room));
-        self.wake_below.store(enough + 1, Ordering::SeqCst);
+        let returned = self.taken.get().saturating_sub(enough as u64);
+        self.returns.wake_at.store(returned, Ordering::SeqCst);
         // What returned in between did not see that somebody waits.
-        !(self.held() <= enough && self.disarm())
+        !(self.held() <= enough && self.returns.disarm())
     }
+}
 
+impl Returns {
     fn disarm(&self) -> bool {
-        self.wake_below.swap(0, Ordering::SeqCst) != 0
+        self.wake_at.swap(NEVER, Ordering::SeqCst) != NEVER
     }
 
     fn give_back(&self, bytes: usize) {
-        let held = self.held.fetch_sub(bytes, Ordering::SeqCst) - bytes;
-        self.pool.held.fetch_sub(bytes, Ordering::Relaxed);
-        if held < self.wake_below.load(Ordering::SeqCst) && self.disarm() {
+        let bytes = bytes as u64;
+        let returned = self.returned.fetch_add(bytes, Ordering::SeqCst) + bytes;
+        self.pool.returned.fetch_add(bytes, Ordering::Relaxed);
+        if returned >= self.wake_at.load(Ordering::SeqCst) && self.disarm() {
             (self.wake)();
         }
     }
 }
 
-impl Drop for Budget {
+impl Drop for Returns {
     fn drop(&mut self) {
         self.pool.sessions.fetch_sub(1, Ordering::Relaxed);
     }
@@ -151,7 +191,7 @@ impl fmt::Debug for Budget {
 /// on any thread.
 #[must_use = "dropping it returns the credit"]
 pub struct Permit {
-    budget: Arc<Budget>,
+    returns: Arc<Returns>,
     bytes: usize,
 }
 
@@ -164,7 +204,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.budget.give_back(self.bytes);
+        self.returns.give_back(self.bytes);
     }
 }
 
@@ -180,7 +220,7 @@ impl fmt::Debug for Permit {
 mod tests {
     use super::*;
 
-    fn budget(limit: usize) -> (Arc<Budget>, Arc<AtomicUsize>) {
+    fn budget(limit: usize) -> (Budget, Arc<AtomicUsize>) {
         let wakes = Arc::new(AtomicUsize::new(0));
         let counted = wakes.clone();
         let wake = move || {
@@ -218,9 +258,8 @@ mod tests {
         let budgets: Vec<_> = (0..4)
             .map(|_| Budget::new(10_000, pool.clone(), || {}))
             .collect();
-        let fill = |budget: &Arc<Budget>| -> Vec<_> {
-            (0..20).map_while(|_| budget.take(122, 0)).collect()
-        };
+        let fill =
+            |budget: &Budget| -> Vec<_> { (0..20).map_while(|_| budget.take(122, 0)).collect() };
         let greedy = fill(&budgets[0]);
         assert_eq!(greedy.len(), 8, "the first half");
         for other in &budgets[1..] {
@@ -231,13 +270,10 @@ mod tests {
             );
         }
         drop(budgets);
-        assert_eq!(
-            pool.sessions.load(Ordering::Relaxed),
-            1,
-            "as long as it holds something"
-        );
+        let sessions = || pool.returns.sessions.load(Ordering::Relaxed);
+        assert_eq!(sessions(), 1, "as long as it holds something");
         drop(greedy);
-        assert_eq!(pool.sessions.load(Ordering::Relaxed), 0);
+        assert_eq!(sessions(), 0);
         assert_eq!(pool.available(), 4000);
     }
 

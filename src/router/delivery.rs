@@ -5,7 +5,7 @@
 //! pushes do: a `seq` below its first chunk that is not the exit's has left the server's window, and
 //! becomes a gap.
 
-use std::{collections::BTreeMap, mem, sync::Arc};
+use std::{collections::BTreeMap, mem};
 
 use bytes::Bytes;
 
@@ -34,7 +34,7 @@ const MAX_TAIL_READS: u8 = 3;
 #[derive(Debug)]
 pub(crate) struct Delivery {
     process_id: ProcessId,
-    budget: Arc<Budget>,
+    budget: Budget,
     overflow: Overflow,
     /// The `seq` that is delivered next.
     next_seq: u64,
@@ -138,7 +138,7 @@ impl Delivery {
     /// Delivers what comes after `after_seq`.
     pub(crate) fn new(
         process_id: ProcessId,
-        budget: Arc<Budget>,
+        budget: Budget,
         overflow: Overflow,
         after_seq: u64,
     ) -> Self {

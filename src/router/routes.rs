@@ -1,9 +1,6 @@
 //! The routing table: process id -> session. No actor of its own.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    sync::Arc,
-};
+use std::collections::{HashMap, hash_map::Entry};
 
 use tokio::time::Instant;
 
@@ -60,7 +57,7 @@ impl Routes {
         process_id: ProcessId,
         session: Session,
         after_seq: u64,
-        budget: impl FnOnce(&Session, RouteKey) -> Arc<Budget>,
+        budget: impl FnOnce(&Session, RouteKey) -> Budget,
     ) -> Result<RouteKey, RegisterError> {
         if session.has_stopped() {
             return Err(RegisterError::SessionStopped(process_id));
@@ -144,7 +141,7 @@ mod tests {
     use super::*;
     use crate::router::{budget::Pool, session::SessionEvent};
 
-    fn budget(_: &Session, _: RouteKey) -> Arc<Budget> {
+    fn budget(_: &Session, _: RouteKey) -> Budget {
         Budget::new(1, Pool::new(1), || {})
     }
 

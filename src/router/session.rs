@@ -5,7 +5,10 @@ use std::{borrow::Cow, fmt};
 use actix::{Message, Recipient, WeakRecipient};
 use bytes::Bytes;
 
-use super::budget::Permit;
+use super::{
+    budget::Permit,
+    events::{self, EventSender, SessionEvents},
+};
 use crate::{
     error::FailureReason,
     protocol::{ProcessId, Stream},
@@ -152,11 +155,12 @@ pub struct Failed {
     pub last_seq: u64,
 }
 
-/// The actor that receives the events of a process, held or only known.
+/// Who receives the events of a process: an actor, held or only known, or whoever has their stream.
 ///
 /// Made from a [`Recipient`], it is held until its process has ended: a session that nobody else
 /// holds lives as long as its process. Made from a [`WeakRecipient`], it is left to whoever owns it.
-/// Either way, when it stops before its process has ended, the process is terminated.
+/// With [`stream`](Session::stream), no handler is needed, and events cost less.
+/// In each case, when it stops before its process has ended, the process is terminated.
 ///
 /// ```
 /// # use actix::prelude::*;
@@ -197,6 +201,26 @@ pub enum Overflow {
 enum Holding {
     Strong(Recipient<SessionEvent>),
     Weak(WeakRecipient<SessionEvent>),
+    Stream(EventSender),
+}
+
+/// Where the events of a session go that has not stopped.
+pub(crate) enum Reached<'a> {
+    Recipient(Cow<'a, Recipient<SessionEvent>>),
+    Stream(&'a EventSender),
+}
+
+impl Reached<'_> {
+    /// Sends an event without waiting.
+    ///
+    /// With `do_send` it is queued without bound of the mailbox's; the bound is the permits that
+    /// outputs carry.
+    pub(crate) fn send(&self, event: SessionEvent) {
+        match self {
+            Reached::Recipient(recipient) => recipient.do_send(event),
+            Reached::Stream(sender) => sender.send(event),
+        }
+    }
 }
 
 impl Session {
@@ -207,6 +231,42 @@ impl Session {
             overflow: Overflow::default(),
             link_events: false,
         }
+    }
+
+    /// Makes a session whose events are a stream: for those who would rather await them, and the fastest
+    /// way for an actor to get them, as it is woken once for all that come together.
+    ///
+    /// ```
+    /// # use actix::prelude::*;
+    /// use execmux::{Session, SessionEvent};
+    ///
+    /// struct Build;
+    ///
+    /// impl Actor for Build {
+    ///     type Context = Context<Self>;
+    /// }
+    ///
+    /// impl StreamHandler<SessionEvent> for Build {
+    ///     fn handle(&mut self, event: SessionEvent, _: &mut Self::Context) {
+    ///         println!("{event:?}");
+    ///     }
+    /// }
+    ///
+    /// # fn example() -> Session {
+    /// let (session, events) = Session::stream();
+    /// Build::create(|context| {
+    ///     context.add_stream(events);
+    ///     Build
+    /// });
+    /// // To be given to `Mux::start`.
+    /// session
+    /// # }
+    /// ```
+    ///
+    /// An actor lives at least as long as a stream that was added to it, and by default stops with it.
+    pub fn stream() -> (Self, SessionEvents) {
+        let (sender, events) = events::queue();
+        (Session::new(Holding::Stream(sender)), events)
     }
 
     /// Lets the session hold so many bytes of output, instead of
@@ -231,21 +291,30 @@ impl Session {
     }
 
     /// Returns where its events go, or `None` if its actor has stopped.
-    ///
-    /// What is sent there with `do_send` is queued without bound of the mailbox's; the bound is the
-    /// permits that outputs carry.
-    pub(crate) fn reach(&self) -> Option<Cow<'_, Recipient<SessionEvent>>> {
+    pub(crate) fn reach(&self) -> Option<Reached<'_>> {
         let recipient = match &self.holding {
             Holding::Strong(recipient) => Cow::Borrowed(recipient),
             Holding::Weak(recipient) => Cow::Owned(recipient.upgrade()?),
+            Holding::Stream(sender) => {
+                return (!sender.is_abandoned()).then_some(Reached::Stream(sender));
+            }
         };
-        recipient.connected().then_some(recipient)
+        recipient
+            .connected()
+            .then_some(Reached::Recipient(recipient))
     }
 
     /// Sends an event without waiting. It vanishes if the actor has stopped.
     pub(crate) fn send(&self, event: SessionEvent) {
-        if let Some(recipient) = self.reach() {
-            recipient.do_send(event);
+        if let Some(reached) = self.reach() {
+            reached.send(event);
+        }
+    }
+
+    /// Gives back the memory of a flood that is over.
+    pub(crate) fn shrink(&self) {
+        if let Holding::Stream(sender) = &self.holding {
+            sender.shrink();
         }
     }
 

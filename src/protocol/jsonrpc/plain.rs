@@ -30,7 +30,9 @@ pub(crate) fn plain_output(text: &[u8]) -> Option<PlainOutput<'_>> {
         _ => return None,
     };
     // Base64 has no quote: that there is none before the last is found out by decoding it.
-    let chunk = rest.strip_prefix(br#","chunk":""#)?.strip_suffix(br#""}}"#)?;
+    let chunk = rest
+        .strip_prefix(br#","chunk":""#)?
+        .strip_suffix(br#""}}"#)?;
     Some(PlainOutput {
         process_id,
         seq,

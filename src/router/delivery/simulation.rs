@@ -3,7 +3,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::*;
@@ -236,7 +239,7 @@ struct Run {
     /// A push that has to wait: then the socket is not read, and no answer comes either.
     parked: Option<(u64, ProcessEvent)>,
     /// What other sessions of the connection hold.
-    others: Arc<Budget>,
+    others: Budget,
     held_by_others: Vec<Permit>,
     /// A read under way: on its way there, or with its answer on its way back.
     read: Option<(WantedRead, Option<RetainedOutput>)>,
@@ -426,8 +429,11 @@ impl Run {
             self.told.check_lost(&self.server);
         }
         self.told.consume(usize::MAX);
-        let budget = self.delivery.budget.clone();
-        drop(self.delivery);
+        let budget = {
+            // What else it holds is dropped here.
+            let delivery = self.delivery;
+            delivery.budget
+        };
         assert_eq!(budget.held(), 0);
         self.told
     }
