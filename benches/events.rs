@@ -1,54 +1,173 @@
-//! How fast events get from the wire into session actors?
+//! How fast do events get from the wire into session actors?
 //!
-//! `execmux` takes frames from an in-memory socket through framing, parsing, ordering, budgets and
-//! mailboxes into the handlers of 100 sessions. `generic_tree` is a baseline for its parsing
-//! alone: each message into a `serde_json::Value`, and that into its type.
+//! Over a loopback socket, from a load on another core. Each contender has one core, for the connection
+//! and all sessions. `execmux` is this crate, with an actor to each session; `baseline` the design it
+//! came from, with a task to each; `floor` counts frames and looks into none.
+//!
+//! `cargo bench --bench events -- [--test] [--rounds N] [SIZE [SESSIONS]] [CONTENDER...]`
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use std::time::{Duration, Instant};
+mod baseline;
+mod floor;
+mod load;
+mod measure;
 
-use actix::{Actor, Context, Handler, System};
-use base64_simd::STANDARD;
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use execmux::{Config, Mux, SessionEvent};
-use serde::Deserialize;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, duplex},
-    sync::mpsc,
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
-const SESSIONS: u64 = 100;
-const EVENTS: u64 = 10_000;
-const SIZES: [usize; 3] = [64, 1024, 8192];
+use actix::{Actor, Context, Handler, System};
+use execmux::{
+    Config, Method, Mux, Session, SessionEvent,
+    protocol::{Done, InvalidRequest, Params},
+};
+use serde_json::{Value, json};
+use tokio::{runtime, sync::Notify, time::timeout};
 
-/// The `round`th [`EVENTS`] outputs of `size` bytes, spread over the sessions, as JSON.
-fn messages(size: usize, round: u64) -> Vec<String> {
-    let chunk = STANDARD.encode_to_string(vec![b'x'; size]);
-    let per_session = EVENTS / SESSIONS;
-    (0..EVENTS)
-        .map(|n| {
-            let (process, seq) = (n % SESSIONS, round * per_session + n / SESSIONS + 1);
-            format!(
-                r#"{{"method":"process/output","params":{{"processId":"p{process}","seq":{seq},"stream":"stdout","chunk":"{chunk}"}}}}"#
-            )
-        })
-        .collect()
+use self::{
+    floor::Floor,
+    load::Load,
+    measure::{Options, Sample, Stopwatch, print_table, ratio, thousands},
+};
+
+/// Decoded bytes of an output, and how many of that size take some 0.3 s.
+const SIZES: [(usize, u64); 4] = [
+    (64, 400_000),
+    (1024, 200_000),
+    (8192, 40_000),
+    (65_536, 6_000),
+];
+
+const SESSIONS: [usize; 3] = [1, 100, 10_000];
+
+/// Who can take part. Another way to deliver to a session is one more line and its `Session`.
+const CONTENDERS: [Contender; 3] = [
+    Contender {
+        name: "execmux",
+        measure: |flood, load| execmux(flood, load, Counter::session),
+    },
+    Contender {
+        name: "baseline",
+        measure: baseline,
+    },
+    Contender {
+        name: "floor",
+        measure: floor,
+    },
+];
+
+/// Whom the others are compared with.
+const BASELINE: &str = "baseline";
+
+struct Contender {
+    name: &'static str,
+    measure: fn(Flood, &Load) -> Sample,
 }
 
-fn frame(json: &str, frames: &mut Vec<u8>) {
-    match json.len() {
-        length @ 0..=125 => frames.extend_from_slice(&[0x81, length as u8]),
-        length @ 126..=0xFFFF => {
-            frames.extend_from_slice(&[0x81, 126]);
-            frames.extend_from_slice(&(length as u16).to_be_bytes());
+/// Asks the load for outputs.
+#[derive(Debug, Clone, Copy)]
+struct Flood {
+    size: usize,
+    sessions: usize,
+    events: u64,
+}
+
+impl Flood {
+    /// A smaller one, to begin with.
+    fn warm_up(self) -> Self {
+        Flood {
+            events: self.events / 10,
+            ..self
         }
-        _ => unreachable!("no message of these benches is that long"),
     }
-    frames.extend_from_slice(json.as_bytes());
+
+    fn params(self) -> Value {
+        json!({"size": self.size, "sessions": self.sessions, "events": self.events})
+    }
+
+    fn process_ids(self) -> impl Iterator<Item = String> {
+        (0..self.sessions).map(|n| format!("p{n}"))
+    }
 }
 
-/// Counts bytes, and reports each event's.
-struct Counter(mpsc::UnboundedSender<usize>);
+impl Method for Flood {
+    const NAME: &'static str = "bench/flood";
+    type Response = Done;
+
+    fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
+        params.field("size", &self.size)?;
+        params.field("sessions", &self.sessions)?;
+        params.field("events", &self.events)
+    }
+}
+
+/// What has been delivered to all sessions. They run on one thread, so that nothing is added twice.
+#[derive(Default)]
+struct Tally {
+    events: AtomicU64,
+    bytes: AtomicU64,
+    awaited: AtomicU64,
+    reached: Notify,
+    is_broken: AtomicBool,
+}
+
+impl Tally {
+    fn count(&self, bytes: usize) {
+        let events = self.events.load(Relaxed) + 1;
+        self.events.store(events, Relaxed);
+        let bytes = self.bytes.load(Relaxed) + bytes as u64;
+        self.bytes.store(bytes, Relaxed);
+        if events == self.awaited.load(Relaxed) {
+            self.reached.notify_one();
+        }
+    }
+
+    /// Something came that should not have.
+    fn fail(&self) {
+        self.is_broken.store(true, Relaxed);
+        self.reached.notify_one();
+    }
+
+    /// Measures from the request for a flood until its last event is counted.
+    async fn measure<F: Future>(&self, flood: Flood, request: impl Fn(Flood) -> F) -> Sample {
+        self.receive(flood.warm_up(), &request).await;
+        let stopwatch = Stopwatch::start();
+        self.receive(flood, &request).await;
+        stopwatch.stop()
+    }
+
+    async fn receive<F: Future>(&self, flood: Flood, request: impl Fn(Flood) -> F) {
+        let events = self.events.load(Relaxed) + flood.events;
+        let bytes = self.bytes.load(Relaxed) + flood.events * flood.size as u64;
+        self.awaited.store(events, Relaxed);
+        let received = async { tokio::join!(request(flood), self.reached.notified()) };
+        let received = timeout(Duration::from_secs(60), received).await;
+        assert!(
+            !self.is_broken.load(Relaxed),
+            "an event is out of its order"
+        );
+        let delivered = (self.events.load(Relaxed), self.bytes.load(Relaxed));
+        assert_eq!(delivered, (events, bytes), "of {flood:?}");
+        received.expect("all is delivered");
+    }
+}
+
+/// A session that counts what it is told, one message for each event.
+struct Counter {
+    tally: Arc<Tally>,
+    next_seq: u64,
+}
+
+impl Counter {
+    fn session(tally: Arc<Tally>) -> Session {
+        let counter = Counter { tally, next_seq: 1 };
+        counter.start().recipient().into()
+    }
+}
 
 impl Actor for Counter {
     type Context = Context<Self>;
@@ -58,87 +177,158 @@ impl Handler<SessionEvent> for Counter {
     type Result = ();
 
     fn handle(&mut self, event: SessionEvent, _: &mut Self::Context) {
-        if let SessionEvent::Output(output) = event {
-            self.0.send(output.chunk.len()).unwrap();
-        }
-    }
-}
-
-async fn deliver(size: usize, rounds: u64) -> Duration {
-    let (client, server) = duplex(256 << 10);
-    let (mut reads, mut peer) = tokio::io::split(server);
-    actix::spawn(async move {
-        let mut ignored = [0; 4096];
-        while reads
-            .read(&mut ignored)
-            .await
-            .is_ok_and(|length| length > 0)
-        {}
-    });
-    // The answer to a handshake that is about to come.
-    let mut hello = Vec::new();
-    frame(r#"{"id":1,"result":{"environmentInfo":{}}}"#, &mut hello);
-    peer.write_all(&hello).await.unwrap();
-    let mux = Mux::connect_over(client, Config::new("ws://bench"))
-        .await
-        .unwrap();
-    let (counts, mut counted) = mpsc::unbounded_channel();
-    for n in 0..SESSIONS {
-        let session = Counter(counts.clone()).start().recipient();
-        mux.register(format!("p{n}"), session).await.unwrap();
-    }
-    let mut elapsed = Duration::ZERO;
-    for round in 0..rounds {
-        let mut frames = Vec::new();
-        for message in messages(size, round) {
-            frame(&message, &mut frames);
-        }
-        let begun = Instant::now();
-        let (written, bytes) = tokio::join!(peer.write_all(&frames), async {
-            let mut bytes = 0;
-            for _ in 0..EVENTS {
-                bytes += counted.recv().await.unwrap();
+        match event {
+            SessionEvent::Output(output) if output.seq == self.next_seq => {
+                self.next_seq += 1;
+                self.tally.count(output.chunk.len());
             }
-            bytes
-        });
-        elapsed += begun.elapsed();
-        written.unwrap();
-        assert_eq!(bytes, size * EVENTS as usize);
+            _ => self.tally.fail(),
+        }
     }
-    elapsed
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Output {
-    process_id: String,
-    seq: u64,
-    chunk: String,
+fn execmux(flood: Flood, load: &Load, session: fn(Arc<Tally>) -> Session) -> Sample {
+    System::new().block_on(async {
+        let mux = Mux::connect(Config::new(load.url())).await.unwrap();
+        let tally = Arc::<Tally>::default();
+        for process_id in flood.process_ids() {
+            let session = session(tally.clone());
+            mux.register(process_id, session).await.unwrap();
+        }
+        let request = async |flood| mux.call(flood).await.unwrap();
+        tally.measure(flood, request).await
+    })
 }
 
-fn parse_twice(json: &str) -> usize {
-    let mut tree: serde_json::Value = serde_json::from_str(json).unwrap();
-    assert_eq!(tree["method"], "process/output");
-    let output: Output = serde_json::from_value(tree["params"].take()).unwrap();
-    std::hint::black_box((&output.process_id, output.seq));
-    STANDARD.decode_to_vec(output.chunk).unwrap().len()
+fn baseline(flood: Flood, load: &Load) -> Sample {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let client = baseline::Client::connect(load.port()).await;
+        let tally = Arc::<Tally>::default();
+        for events in client.register_all(flood.process_ids()) {
+            tokio::spawn(count(events, tally.clone()));
+        }
+        let request = async |flood: Flood| -> Value {
+            let answer = client.call(Flood::NAME, flood.params()).await;
+            answer.unwrap()
+        };
+        tally.measure(flood, request).await
+    })
 }
 
-fn events(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("events");
-    group.throughput(Throughput::Elements(EVENTS));
-    group.sample_size(10);
-    for size in SIZES {
-        group.bench_function(BenchmarkId::new("execmux", size), |bencher| {
-            bencher.iter_custom(|rounds| System::new().block_on(deliver(size, rounds)));
-        });
-        let messages = messages(size, 0);
-        group.bench_function(BenchmarkId::new("generic_tree", size), |bencher| {
-            bencher.iter(|| messages.iter().map(|json| parse_twice(json)).sum::<usize>());
-        });
+async fn count(mut events: tokio::sync::mpsc::Receiver<baseline::Event>, tally: Arc<Tally>) {
+    let mut next_seq = 1;
+    while let Some(event) = events.recv().await {
+        match event {
+            baseline::Event::Output(output) if output.seq == next_seq => {
+                next_seq += 1;
+                tally.count(output.chunk.len());
+            }
+            _ => tally.fail(),
+        }
     }
-    group.finish();
 }
 
-criterion_group!(benches, events);
-criterion_main!(benches);
+fn floor(flood: Flood, load: &Load) -> Sample {
+    System::new().block_on(async {
+        let mut floor = Floor::connect(&load.url()).await;
+        let mut receive = async |flood: Flood| {
+            let params = flood.params();
+            let request = format!(r#"{{"id":1,"method":"{}","params":{params}}}"#, Flood::NAME);
+            floor.send(request).await;
+            // The answer is one too.
+            floor.count(flood.events + 1).await;
+        };
+        receive(flood.warm_up()).await;
+        let stopwatch = Stopwatch::start();
+        receive(flood).await;
+        stopwatch.stop()
+    })
+}
+
+fn main() {
+    if load::is_wanted() {
+        return load::serve();
+    }
+    let options = Options::from_arguments();
+    // Before this thread is pinned: the load would inherit its one core.
+    let load = Load::start();
+    measure::pin(1);
+    let contenders: Vec<_> = CONTENDERS
+        .iter()
+        .filter(|contender| options.wants(contender.name))
+        .collect();
+    let mut rows = Vec::new();
+    for size in options.choose(0, &SIZES.map(|(size, _)| size)) {
+        // For another size, those of the next larger one.
+        let (_, events) = SIZES
+            .into_iter()
+            .find(|&(known, _)| known >= size)
+            .unwrap_or(SIZES[3]);
+        for sessions in options.choose(1, &SESSIONS) {
+            let flood = Flood {
+                size,
+                sessions,
+                events: options.scale(events),
+            };
+            rows.extend(compare(flood, &contenders, options.rounds, &load));
+        }
+    }
+    print_table(
+        &[
+            "bytes",
+            "sessions",
+            "",
+            "events/s",
+            "MB/s",
+            "CPU us",
+            "rate/baseline",
+            "CPU/baseline",
+        ],
+        &rows,
+    );
+}
+
+/// Has all contenders take turns, so that what else the machine does hits all alike.
+fn compare(
+    flood: Flood,
+    contenders: &[&Contender],
+    rounds: usize,
+    load: &Load,
+) -> Vec<Vec<String>> {
+    let mut samples = vec![Vec::new(); contenders.len()];
+    for _ in 0..rounds {
+        for (contender, samples) in contenders.iter().zip(&mut samples) {
+            samples.push((contender.measure)(flood, load));
+        }
+    }
+    let medians: Vec<_> = samples
+        .iter()
+        .map(|samples| Sample::median(samples))
+        .collect();
+    let baseline = contenders
+        .iter()
+        .position(|contender| contender.name == BASELINE);
+    let baseline = baseline.map(|place| medians[place]);
+    contenders
+        .iter()
+        .zip(&medians)
+        .map(|(contender, median)| {
+            let rate = median.per_second(flood.events);
+            let cpu = median.cpu_each(flood.events);
+            vec![
+                flood.size.to_string(),
+                flood.sessions.to_string(),
+                contender.name.to_owned(),
+                thousands(rate),
+                format!("{:.0}", rate * flood.size as f64 / 1e6),
+                format!("{cpu:.2}"),
+                ratio(rate, baseline.map(|sample| sample.per_second(flood.events))),
+                ratio(cpu, baseline.map(|sample| sample.cpu_each(flood.events))),
+            ]
+        })
+        .collect()
+}

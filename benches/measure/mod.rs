@@ -1,0 +1,189 @@
+//! How the benches measure: what they are asked for, wall and CPU time, medians, and a table.
+#![allow(dead_code, missing_docs, unreachable_pub)]
+
+use std::time::{Duration, Instant};
+
+/// What the command line asks for: `[--test] [--rounds N] [NUMBER...] [CONTENDER...]`.
+pub struct Options {
+    /// Whether only to see that the bench works.
+    pub is_test: bool,
+    pub rounds: usize,
+    numbers: Vec<usize>,
+    contenders: Vec<String>,
+}
+
+impl Options {
+    pub fn from_arguments() -> Self {
+        let mut options = Options {
+            is_test: false,
+            rounds: 5,
+            numbers: Vec::new(),
+            contenders: Vec::new(),
+        };
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--test" => (options.is_test, options.rounds) = (true, 1),
+                "--rounds" => {
+                    let rounds = arguments.next().and_then(|rounds| rounds.parse().ok());
+                    options.rounds = rounds.expect("a number of rounds");
+                }
+                // From cargo, to every bench.
+                "--bench" => {}
+                other => match other.parse() {
+                    Ok(number) => options.numbers.push(number),
+                    Err(_) => options.contenders.push(argument),
+                },
+            }
+        }
+        options
+    }
+
+    /// Returns the `place`th number that was given, or else all of them.
+    pub fn choose(&self, place: usize, all: &[usize]) -> Vec<usize> {
+        self.numbers
+            .get(place)
+            .map_or_else(|| all.to_vec(), |&chosen| vec![chosen])
+    }
+
+    pub fn wants(&self, contender: &str) -> bool {
+        self.contenders.is_empty() || self.contenders.iter().any(|name| name == contender)
+    }
+
+    /// Makes `count` small when it only matters that the bench works.
+    pub fn scale(&self, count: u64) -> u64 {
+        if self.is_test {
+            (count / 200).max(50)
+        } else {
+            count
+        }
+    }
+}
+
+/// What something took.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    pub wall: Duration,
+    /// Of all threads of this process, in user and kernel.
+    pub cpu: Duration,
+    /// The median time of one of many, where one comes after the other.
+    pub latency: Option<Duration>,
+}
+
+/// Measures from its making on.
+pub struct Stopwatch {
+    begun: Instant,
+    cpu: Duration,
+}
+
+impl Stopwatch {
+    pub fn start() -> Self {
+        Stopwatch {
+            cpu: cpu_time(),
+            begun: Instant::now(),
+        }
+    }
+
+    pub fn stop(self) -> Sample {
+        Sample {
+            wall: self.begun.elapsed(),
+            cpu: cpu_time() - self.cpu,
+            latency: None,
+        }
+    }
+}
+
+impl Sample {
+    /// Takes the median of each part by itself.
+    pub fn median(samples: &[Sample]) -> Sample {
+        Sample {
+            wall: median(samples.iter().map(|sample| sample.wall)),
+            cpu: median(samples.iter().map(|sample| sample.cpu)),
+            latency: samples[0]
+                .latency
+                .map(|_| median(samples.iter().filter_map(|sample| sample.latency))),
+        }
+    }
+
+    pub fn per_second(&self, count: u64) -> f64 {
+        count as f64 / self.wall.as_secs_f64()
+    }
+
+    pub fn cpu_each(&self, count: u64) -> f64 {
+        self.cpu.as_secs_f64() * 1e6 / count as f64
+    }
+}
+
+pub fn median(durations: impl Iterator<Item = Duration>) -> Duration {
+    let mut sorted: Vec<_> = durations.collect();
+    sorted.sort_unstable();
+    sorted[sorted.len() / 2]
+}
+
+#[cfg(unix)]
+fn cpu_time() -> Duration {
+    use rustix::time::{ClockId, clock_gettime};
+
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[cfg(not(unix))]
+fn cpu_time() -> Duration {
+    Duration::ZERO
+}
+
+/// Keeps this thread, and those it starts, on one core of those it may use: the load on one, what is
+/// measured on another, so that neither takes the other's time and the scheduler moves neither.
+#[cfg(target_os = "linux")]
+pub fn pin(place: usize) {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+    let allowed = sched_getaffinity(None).expect("the cores of this thread");
+    let cores: Vec<_> = (0..CpuSet::MAX_CPU)
+        .filter(|&core| allowed.is_set(core))
+        .collect();
+    if cores.len() < 2 {
+        return;
+    }
+    let mut chosen = CpuSet::new();
+    chosen.set(cores[place]);
+    sched_setaffinity(None, &chosen).expect("a core that was allowed");
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn pin(_: usize) {}
+
+/// Prints rows below their headings, the columns as wide as they have to be.
+pub fn print_table(headings: &[&str], rows: &[Vec<String>]) {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].len());
+        cells
+            .chain([headings[column].len()])
+            .max()
+            .unwrap_or_default()
+    };
+    let widths: Vec<_> = (0..headings.len()).map(width).collect();
+    let print = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded: Vec<_> = cells
+            .zip(&widths)
+            .map(|(cell, &width)| format!("{cell:>width$}"))
+            .collect();
+        println!("{}", padded.join("  "));
+    };
+    println!();
+    print(&mut headings.iter().copied());
+    for row in rows {
+        print(&mut row.iter().map(String::as_str));
+    }
+}
+
+/// Shows a rate: thousands, which is as exact as it is.
+pub fn thousands(rate: f64) -> String {
+    format!("{:.1}k", rate / 1e3)
+}
+
+/// Shows how many times `other` it is.
+pub fn ratio(one: f64, other: Option<f64>) -> String {
+    other.map_or_else(|| "-".to_owned(), |other| format!("{:.2}", one / other))
+}
