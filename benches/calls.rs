@@ -1,0 +1,285 @@
+//! How many calls get their answers, and how soon?
+//!
+//! Over a loopback socket, to a load on another core. Each contender has one core, for the connection
+//! and all that call. `execmux` is this crate; `baseline` the design it came from; `floor` writes the
+//! same request again for each answer, and looks into none.
+//!
+//! `cargo bench --bench calls -- [--test] [--rounds N] [IN_FLIGHT] [CONTENDER...]`
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod baseline;
+mod floor;
+mod load;
+mod measure;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use actix::System;
+use execmux::{Config, Mux};
+use futures_util::future::join_all;
+use serde_json::json;
+use tokio::runtime;
+
+use self::{
+    baseline::{Client, Metadata},
+    floor::Floor,
+    load::Load,
+    measure::{Options, Sample, Stopwatch, median, print_table, ratio, thousands},
+};
+
+/// How many calls wait at a time, and how many then take some 0.3 s.
+const IN_FLIGHT: [(usize, u64); 3] = [(1, 10_000), (64, 60_000), (1024, 100_000)];
+
+const CONTENDERS: [Contender; 3] = [
+    Contender {
+        name: "execmux",
+        measure: execmux,
+    },
+    Contender {
+        name: "baseline",
+        measure: baseline,
+    },
+    Contender {
+        name: "floor",
+        measure: floor,
+    },
+];
+
+/// As execmux spells it for this load.
+const REQUEST: &str = r#"{"id":1,"method":"fs/getMetadata","params":{"path":"file:///"}}"#;
+
+struct Contender {
+    name: &'static str,
+    measure: fn(Calls, &Load) -> Sample,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Calls {
+    in_flight: usize,
+    /// All together.
+    calls: u64,
+}
+
+impl Calls {
+    /// Fewer, to begin with.
+    fn warm_up(self) -> Self {
+        Calls {
+            calls: (self.calls / 10).max(self.in_flight as u64),
+            ..self
+        }
+    }
+
+    /// Of each of those that call at a time.
+    fn each(self) -> u64 {
+        self.calls / self.in_flight as u64
+    }
+
+    /// Only one after the other has a latency that says something of the client.
+    fn has_latency(self) -> bool {
+        self.in_flight == 1
+    }
+}
+
+/// Makes calls one after the other, and returns how long each took if that is wanted.
+async fn repeat<F: Future>(calls: Calls, call: impl Fn() -> F) -> Vec<Duration> {
+    let mut latencies = Vec::new();
+    for _ in 0..calls.each() {
+        if calls.has_latency() {
+            let begun = Instant::now();
+            call().await;
+            latencies.push(begun.elapsed());
+        } else {
+            call().await;
+        }
+    }
+    latencies
+}
+
+/// Measures all calls of `make`, which returns their latencies and counts the answers.
+async fn measure<F: Future<Output = Vec<Duration>>>(
+    calls: Calls,
+    answered: &AtomicU64,
+    make: impl Fn(Calls) -> F,
+) -> Sample {
+    make(calls.warm_up()).await;
+    answered.store(0, Relaxed);
+    let stopwatch = Stopwatch::start();
+    let latencies = make(calls).await;
+    let sample = stopwatch.stop();
+    assert_eq!(answered.load(Relaxed), calls.calls, "of {calls:?}");
+    let latency = calls.has_latency().then(|| median(latencies.into_iter()));
+    Sample { latency, ..sample }
+}
+
+fn count(answered: &AtomicU64) {
+    // All on one thread.
+    answered.store(answered.load(Relaxed) + 1, Relaxed);
+}
+
+fn execmux(calls: Calls, load: &Load) -> Sample {
+    System::new().block_on(async {
+        let mux = Mux::connect(Config::new(load.url())).await.unwrap();
+        let answered = Arc::<AtomicU64>::default();
+        let make = async |calls: Calls| {
+            let callers = (0..calls.in_flight).map(|_| {
+                let (mux, answered) = (mux.clone(), answered.clone());
+                actix::spawn(async move {
+                    let call = async || {
+                        assert!(mux.metadata("/").await.unwrap().is_directory);
+                        count(&answered);
+                    };
+                    repeat(calls, call).await
+                })
+            });
+            join_all(callers).await.swap_remove(0).unwrap()
+        };
+        measure(calls, &answered, make).await
+    })
+}
+
+fn baseline(calls: Calls, load: &Load) -> Sample {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let client = Arc::new(Client::connect(load.port()).await);
+        let answered = Arc::<AtomicU64>::default();
+        let make = async |calls: Calls| {
+            let callers = (0..calls.in_flight).map(|_| {
+                let (client, answered) = (client.clone(), answered.clone());
+                tokio::spawn(async move {
+                    let call = || async {
+                        let params = json!({"path": "file:///"});
+                        let metadata: Metadata =
+                            client.call("fs/getMetadata", params).await.unwrap();
+                        assert!(metadata.is_directory);
+                        count(&answered);
+                    };
+                    repeat(calls, call).await
+                })
+            });
+            join_all(callers).await.swap_remove(0).unwrap()
+        };
+        measure(calls, &answered, make).await
+    })
+}
+
+fn floor(calls: Calls, load: &Load) -> Sample {
+    System::new().block_on(async {
+        let mut floor = Floor::connect(&load.url()).await;
+        floor
+            .call(REQUEST, calls.warm_up().calls, calls.in_flight as u64)
+            .await;
+        let mut latencies = Vec::new();
+        let stopwatch = Stopwatch::start();
+        if calls.has_latency() {
+            for _ in 0..calls.calls {
+                let begun = Instant::now();
+                floor.call(REQUEST, 1, 1).await;
+                latencies.push(begun.elapsed());
+            }
+        } else {
+            floor
+                .call(REQUEST, calls.calls, calls.in_flight as u64)
+                .await;
+        }
+        let sample = stopwatch.stop();
+        let latency = calls.has_latency().then(|| median(latencies.into_iter()));
+        Sample { latency, ..sample }
+    })
+}
+
+fn main() {
+    if load::is_wanted() {
+        return load::serve();
+    }
+    let options = Options::from_arguments();
+    // Before this thread is pinned: the load would inherit its one core.
+    let load = Load::start();
+    measure::pin(1);
+    let contenders: Vec<_> = CONTENDERS
+        .iter()
+        .filter(|contender| options.wants(contender.name))
+        .collect();
+    let mut rows = Vec::new();
+    for in_flight in options.choose(0, &IN_FLIGHT.map(|(in_flight, _)| in_flight)) {
+        // For another number, those of the next larger one.
+        let known = IN_FLIGHT.into_iter().find(|&(known, _)| known >= in_flight);
+        let (_, calls) = known.unwrap_or(IN_FLIGHT[2]);
+        // The same for each that calls.
+        let each = (options.scale(calls) / in_flight as u64).max(1);
+        let calls = Calls {
+            in_flight,
+            calls: each * in_flight as u64,
+        };
+        rows.extend(compare(calls, &contenders, options.rounds, &load));
+    }
+    print_table(
+        &[
+            "in flight",
+            "",
+            "calls/s",
+            "CPU us",
+            "p50 us",
+            "rate/baseline",
+            "CPU/baseline",
+            "rate/floor",
+            "p50/floor",
+        ],
+        &rows,
+    );
+}
+
+/// Has all contenders take turns, so that what else the machine does hits all alike.
+fn compare(
+    calls: Calls,
+    contenders: &[&Contender],
+    rounds: usize,
+    load: &Load,
+) -> Vec<Vec<String>> {
+    let mut samples = vec![Vec::new(); contenders.len()];
+    for _ in 0..rounds {
+        for (contender, samples) in contenders.iter().zip(&mut samples) {
+            samples.push((contender.measure)(calls, load));
+        }
+    }
+    let medians: Vec<_> = samples
+        .iter()
+        .map(|samples| Sample::median(samples))
+        .collect();
+    let of = |name| {
+        let place = contenders
+            .iter()
+            .position(|contender| contender.name == name);
+        place.map(|place| medians[place])
+    };
+    let (baseline, floor) = (of("baseline"), of("floor"));
+    let rate = |sample: Sample| sample.per_second(calls.calls);
+    let cpu = |sample: Sample| sample.cpu_each(calls.calls);
+    let latency = |sample: Sample| Some(sample.latency?.as_secs_f64() * 1e6);
+    contenders
+        .iter()
+        .zip(&medians)
+        .map(|(contender, &median)| {
+            let p50 = latency(median);
+            vec![
+                calls.in_flight.to_string(),
+                contender.name.to_owned(),
+                thousands(rate(median)),
+                format!("{:.2}", cpu(median)),
+                p50.map_or_else(|| "-".to_owned(), |p50| format!("{p50:.1}")),
+                ratio(rate(median), baseline.map(rate)),
+                ratio(cpu(median), baseline.map(cpu)),
+                ratio(rate(median), floor.map(rate)),
+                p50.map_or_else(|| "-".to_owned(), |p50| ratio(p50, floor.and_then(latency))),
+            ]
+        })
+        .collect()
+}
