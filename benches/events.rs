@@ -1,8 +1,9 @@
 //! How fast do events get from the wire into session actors?
 //!
 //! Over a loopback socket, from a load on another core. Each contender has one core, for the connection
-//! and all sessions. `execmux` is this crate, with an actor to each session; `baseline` the design it
-//! came from, with a task to each; `floor` counts frames and looks into none.
+//! and all sessions. `execmux` is this crate, with an actor to each session, in whose context it is;
+//! `messages` the same with a message for each event; `baseline` the design it came from, with a
+//! task to each; `floor` counts frames and looks into none.
 //!
 //! `cargo bench --bench events -- [--test] [--rounds N] [SIZE [SESSIONS]] [CONTENDER...]`
 #![allow(missing_docs, clippy::unwrap_used)]
@@ -45,10 +46,14 @@ const SIZES: [(usize, u64); 4] = [
 const SESSIONS: [usize; 3] = [1, 100, 10_000];
 
 /// Who can take part. Another way to deliver to a session is one more line and its `Session`.
-const CONTENDERS: [Contender; 3] = [
+const CONTENDERS: [Contender; 4] = [
     Contender {
         name: "execmux",
-        measure: |flood, load| execmux(flood, load, Counter::session),
+        measure: |flood, load| execmux(flood, load, Counter::in_context),
+    },
+    Contender {
+        name: "messages",
+        measure: |flood, load| execmux(flood, load, Counter::with_messages),
     },
     Contender {
         name: "baseline",
@@ -156,16 +161,35 @@ impl Tally {
     }
 }
 
-/// A session that counts what it is told, one message for each event.
+/// A session that counts what it is told.
 struct Counter {
     tally: Arc<Tally>,
     next_seq: u64,
 }
 
 impl Counter {
-    fn session(tally: Arc<Tally>) -> Session {
+    fn with_messages(tally: Arc<Tally>) -> Session {
         let counter = Counter { tally, next_seq: 1 };
         counter.start().recipient().into()
+    }
+
+    fn in_context(tally: Arc<Tally>) -> Session {
+        let mut session = None;
+        Counter::create(|context| {
+            session = Some(Session::in_context(context));
+            Counter { tally, next_seq: 1 }
+        });
+        session.unwrap()
+    }
+
+    fn count(&mut self, event: SessionEvent) {
+        match event {
+            SessionEvent::Output(output) if output.seq == self.next_seq => {
+                self.next_seq += 1;
+                self.tally.count(output.chunk.len());
+            }
+            _ => self.tally.fail(),
+        }
     }
 }
 
@@ -177,13 +201,7 @@ impl Handler<SessionEvent> for Counter {
     type Result = ();
 
     fn handle(&mut self, event: SessionEvent, _: &mut Self::Context) {
-        match event {
-            SessionEvent::Output(output) if output.seq == self.next_seq => {
-                self.next_seq += 1;
-                self.tally.count(output.chunk.len());
-            }
-            _ => self.tally.fail(),
-        }
+        self.count(event);
     }
 }
 

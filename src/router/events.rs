@@ -1,4 +1,4 @@
-//! The queue between the router and a session that takes its events as a stream.
+//! The queue between the router and a session, for those who take no message for each event.
 //!
 //! An event costs neither an envelope nor a place in a mailbox, and those that come together cost one
 //! wake. The bound is the credit of the outputs, as for mailboxes.
@@ -13,6 +13,10 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use actix::{
+    Actor, ActorContext as _, ActorFuture, ActorState, AsyncContext, Handler,
+    dev::MessageResponse as _,
+};
 use futures_core::Stream;
 
 use super::session::SessionEvent;
@@ -53,6 +57,25 @@ impl Queue {
     /// No code of others runs while it is locked, so that nothing is left half done in it by a panic.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    /// Puts back the memory of what was taken out, and what is still in there.
+    fn put_back(&self, mut batch: VecDeque<SessionEvent>) {
+        let mut state = self.lock();
+        batch.append(&mut state.events);
+        state.events = batch;
+    }
+}
+
+impl State {
+    /// Has the next event wake this task.
+    fn wait(&mut self, task: &Context<'_>) {
+        match &mut self.waker {
+            Some(waker) => waker.clone_from(task.waker()),
+            none => *none = Some(task.waker().clone()),
+        }
     }
 }
 
@@ -131,10 +154,7 @@ impl SessionEvents {
         if state.senders == 0 {
             return Poll::Ready(None);
         }
-        match &mut state.waker {
-            Some(waker) => waker.clone_from(context.waker()),
-            none => *none = Some(context.waker().clone()),
-        }
+        state.wait(context);
         Poll::Pending
     }
 }
@@ -144,6 +164,50 @@ impl Stream for SessionEvents {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.poll_recv(context)
+    }
+}
+
+/// Hands the events to the handler of an actor, in its context. It ends with the queue.
+pub(crate) struct Delivering(pub(crate) SessionEvents);
+
+impl<A> ActorFuture<A> for Delivering
+where
+    A: Actor + Handler<SessionEvent>,
+    A::Context: AsyncContext<A>,
+{
+    type Output = ();
+
+    /// Handles what has come by now. What comes meanwhile waits until the actor has had a look at its
+    /// mailbox.
+    fn poll(
+        self: Pin<&mut Self>,
+        actor: &mut A,
+        context: &mut A::Context,
+        task: &mut Context<'_>,
+    ) -> Poll<()> {
+        let queue = &self.0.0;
+        let mut state = queue.lock();
+        let mut batch = mem::take(&mut state.events);
+        let is_over = state.senders == 0;
+        if !is_over {
+            state.wait(task);
+        }
+        drop(state);
+        while let Some(event) = batch.pop_front() {
+            actor.handle(event, context).handle(context, None);
+            let is_stopping = !matches!(context.state(), ActorState::Started | ActorState::Running);
+            if is_stopping || context.waiting() {
+                // It is polled again after what it waits for, or if it changes its mind.
+                task.waker().wake_by_ref();
+                queue.put_back(batch);
+                return Poll::Pending;
+            }
+        }
+        if is_over {
+            return Poll::Ready(());
+        }
+        queue.put_back(batch);
+        Poll::Pending
     }
 }
 

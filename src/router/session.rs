@@ -2,12 +2,12 @@
 
 use std::{borrow::Cow, fmt};
 
-use actix::{Message, Recipient, WeakRecipient};
+use actix::{Actor, AsyncContext, Handler, Message, Recipient, WeakRecipient};
 use bytes::Bytes;
 
 use super::{
     budget::Permit,
-    events::{self, EventSender, SessionEvents},
+    events::{self, Delivering, EventSender, SessionEvents},
 };
 use crate::{
     error::FailureReason,
@@ -159,8 +159,8 @@ pub struct Failed {
 ///
 /// Made from a [`Recipient`], it is held until its process has ended: a session that nobody else
 /// holds lives as long as its process. Made from a [`WeakRecipient`], it is left to whoever owns it.
-/// With [`stream`](Session::stream), no handler is needed, and events cost less.
-/// In each case, when it stops before its process has ended, the process is terminated.
+/// Made [`in_context`](Session::in_context), it is held too, and events cost the least; with
+/// [`stream`](Session::stream), no actor is needed. In each case, when it stops before its process has ended, the process is terminated.
 ///
 /// ```
 /// # use actix::prelude::*;
@@ -201,13 +201,13 @@ pub enum Overflow {
 enum Holding {
     Strong(Recipient<SessionEvent>),
     Weak(WeakRecipient<SessionEvent>),
-    Stream(EventSender),
+    Queue(EventSender),
 }
 
 /// Where the events of a session go that has not stopped.
 pub(crate) enum Reached<'a> {
     Recipient(Cow<'a, Recipient<SessionEvent>>),
-    Stream(&'a EventSender),
+    Queue(&'a EventSender),
 }
 
 impl Reached<'_> {
@@ -218,7 +218,7 @@ impl Reached<'_> {
     pub(crate) fn send(&self, event: SessionEvent) {
         match self {
             Reached::Recipient(recipient) => recipient.do_send(event),
-            Reached::Stream(sender) => sender.send(event),
+            Reached::Queue(sender) => sender.send(event),
         }
     }
 }
@@ -233,8 +233,11 @@ impl Session {
         }
     }
 
-    /// Makes a session whose events are a stream: for those who would rather await them, and the fastest
-    /// way for an actor to get them, as it is woken once for all that come together.
+    /// Makes the session of the actor whose context this is: the fastest way for an actor to get events.
+    ///
+    /// They go to the actor's handler as they do to a recipient of it, but past its mailbox: it is woken
+    /// once for all that come together, and nothing is allocated for each. The actor lives at least as
+    /// long as the session, as with a [`Recipient`].
     ///
     /// ```
     /// # use actix::prelude::*;
@@ -246,27 +249,52 @@ impl Session {
     ///     type Context = Context<Self>;
     /// }
     ///
-    /// impl StreamHandler<SessionEvent> for Build {
+    /// impl Handler<SessionEvent> for Build {
+    ///     type Result = ();
+    ///
     ///     fn handle(&mut self, event: SessionEvent, _: &mut Self::Context) {
     ///         println!("{event:?}");
     ///     }
     /// }
     ///
     /// # fn example() -> Session {
-    /// let (session, events) = Session::stream();
+    /// let mut session = None;
     /// Build::create(|context| {
-    ///     context.add_stream(events);
+    ///     session = Some(Session::in_context(context));
     ///     Build
     /// });
-    /// // To be given to `Mux::start`.
-    /// session
+    /// # session.unwrap()
     /// # }
     /// ```
+    pub fn in_context<A>(context: &mut A::Context) -> Self
+    where
+        A: Actor + Handler<SessionEvent>,
+        A::Context: AsyncContext<A>,
+    {
+        let (sender, events) = events::queue();
+        context.spawn(Delivering(events));
+        Session::new(Holding::Queue(sender))
+    }
+
+    /// Makes a session whose events are a stream, for those who would rather await them.
     ///
-    /// An actor lives at least as long as a stream that was added to it, and by default stops with it.
+    /// ```
+    /// use execmux::{Session, SessionEvent};
+    ///
+    /// # async fn example(mux: execmux::Mux, process: execmux::StartProcess) -> Result<(), execmux::StartError> {
+    /// let (session, mut events) = Session::stream();
+    /// mux.start(process, session).await?;
+    /// while let Some(event) = events.recv().await {
+    ///     println!("{event:?}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// An actor to which the stream is added handles 16 events a turn: too few for a fast process.
+    /// [`in_context`](Session::in_context) is for actors.
     pub fn stream() -> (Self, SessionEvents) {
         let (sender, events) = events::queue();
-        (Session::new(Holding::Stream(sender)), events)
+        (Session::new(Holding::Queue(sender)), events)
     }
 
     /// Lets the session hold so many bytes of output, instead of
@@ -295,8 +323,8 @@ impl Session {
         let recipient = match &self.holding {
             Holding::Strong(recipient) => Cow::Borrowed(recipient),
             Holding::Weak(recipient) => Cow::Owned(recipient.upgrade()?),
-            Holding::Stream(sender) => {
-                return (!sender.is_abandoned()).then_some(Reached::Stream(sender));
+            Holding::Queue(sender) => {
+                return (!sender.is_abandoned()).then_some(Reached::Queue(sender));
             }
         };
         recipient
@@ -313,7 +341,7 @@ impl Session {
 
     /// Gives back the memory of a flood that is over.
     pub(crate) fn shrink(&self) {
-        if let Holding::Stream(sender) = &self.holding {
+        if let Holding::Queue(sender) = &self.holding {
             sender.shrink();
         }
     }
