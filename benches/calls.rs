@@ -24,19 +24,25 @@ use actix::System;
 use execmux::{Config, Mux};
 use futures_util::future::join_all;
 use serde_json::json;
-use tokio::runtime;
+use tokio::{runtime, time::timeout};
 
 use self::{
     baseline::{Client, Metadata},
     floor::Floor,
     load::Load,
-    measure::{Options, Sample, Stopwatch, median, print_table, ratio, thousands},
+    measure::{
+        Contender, Medians, Options, Sample, Stopwatch, median, print_table, ratio, take_turns,
+        thousands,
+    },
 };
 
 /// How many calls wait at a time, and how many then take some 0.3 s.
 const IN_FLIGHT: [(usize, u64); 3] = [(1, 10_000), (64, 60_000), (1024, 100_000)];
 
-const CONTENDERS: [Contender; 3] = [
+/// A net under each measurement, never the end of one.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const CONTENDERS: [Contender<Calls>; 3] = [
     Contender {
         name: "execmux",
         measure: execmux,
@@ -53,11 +59,6 @@ const CONTENDERS: [Contender; 3] = [
 
 /// As execmux spells it for this load.
 const REQUEST: &str = r#"{"id":1,"method":"fs/getMetadata","params":{"path":"file:///"}}"#;
-
-struct Contender {
-    name: &'static str,
-    measure: fn(Calls, &Load) -> Sample,
-}
 
 #[derive(Debug, Clone, Copy)]
 struct Calls {
@@ -110,7 +111,8 @@ async fn measure<F: Future<Output = Vec<Duration>>>(
     make(calls.warm_up()).await;
     answered.store(0, Relaxed);
     let stopwatch = Stopwatch::start();
-    let latencies = make(calls).await;
+    let made = timeout(PATIENCE, make(calls)).await;
+    let latencies = made.expect("all is answered");
     let sample = stopwatch.stop();
     assert_eq!(answered.load(Relaxed), calls.calls, "of {calls:?}");
     let latency = calls.has_latency().then(|| median(latencies.into_iter()));
@@ -179,17 +181,22 @@ fn floor(calls: Calls, load: &Load) -> Sample {
             .await;
         let mut latencies = Vec::new();
         let stopwatch = Stopwatch::start();
-        if calls.has_latency() {
-            for _ in 0..calls.calls {
+        // Each by itself, to be told how long it took.
+        let (turns, calls_each) = if calls.has_latency() {
+            (calls.calls, 1)
+        } else {
+            (1, calls.calls)
+        };
+        let made = timeout(PATIENCE, async {
+            for _ in 0..turns {
                 let begun = Instant::now();
-                floor.call(REQUEST, 1, 1).await;
+                floor
+                    .call(REQUEST, calls_each, calls.in_flight as u64)
+                    .await;
                 latencies.push(begun.elapsed());
             }
-        } else {
-            floor
-                .call(REQUEST, calls.calls, calls.in_flight as u64)
-                .await;
-        }
+        });
+        made.await.expect("all is answered");
         let sample = stopwatch.stop();
         let latency = calls.has_latency().then(|| median(latencies.into_iter()));
         Sample { latency, ..sample }
@@ -204,10 +211,6 @@ fn main() {
     // Before this thread is pinned: the load would inherit its one core.
     let load = Load::start();
     measure::pin(1);
-    let contenders: Vec<_> = CONTENDERS
-        .iter()
-        .filter(|contender| options.wants(contender.name))
-        .collect();
     let mut rows = Vec::new();
     for in_flight in options.choose(0, &IN_FLIGHT.map(|(in_flight, _)| in_flight)) {
         // For another number, those of the next larger one.
@@ -219,13 +222,15 @@ fn main() {
             in_flight,
             calls: each * in_flight as u64,
         };
-        rows.extend(compare(calls, &contenders, options.rounds, &load));
+        let medians = take_turns(&options, &CONTENDERS, calls, &load);
+        rows.extend(rows_of(calls, &medians));
     }
     print_table(
         &[
             "in flight",
             "",
             "calls/s",
+            "busy",
             "CPU us",
             "p50 us",
             "rate/baseline",
@@ -237,49 +242,24 @@ fn main() {
     );
 }
 
-/// Has all contenders take turns, so that what else the machine does hits all alike.
-fn compare(
-    calls: Calls,
-    contenders: &[&Contender],
-    rounds: usize,
-    load: &Load,
-) -> Vec<Vec<String>> {
-    let mut samples = vec![Vec::new(); contenders.len()];
-    for _ in 0..rounds {
-        for (contender, samples) in contenders.iter().zip(&mut samples) {
-            samples.push((contender.measure)(calls, load));
-        }
-    }
-    let medians: Vec<_> = samples
-        .iter()
-        .map(|samples| Sample::median(samples))
-        .collect();
-    let of = |name| {
-        let place = contenders
-            .iter()
-            .position(|contender| contender.name == name);
-        place.map(|place| medians[place])
-    };
-    let (baseline, floor) = (of("baseline"), of("floor"));
-    let rate = |sample: Sample| sample.per_second(calls.calls);
-    let cpu = |sample: Sample| sample.cpu_each(calls.calls);
+fn rows_of(calls: Calls, medians: &Medians) -> impl Iterator<Item = Vec<String>> {
+    let rate = move |sample: Sample| sample.per_second(calls.calls);
+    let cpu = move |sample: Sample| sample.cpu_each(calls.calls);
     let latency = |sample: Sample| Some(sample.latency?.as_secs_f64() * 1e6);
-    contenders
-        .iter()
-        .zip(&medians)
-        .map(|(contender, &median)| {
-            let p50 = latency(median);
-            vec![
-                calls.in_flight.to_string(),
-                contender.name.to_owned(),
-                thousands(rate(median)),
-                format!("{:.2}", cpu(median)),
-                p50.map_or_else(|| "-".to_owned(), |p50| format!("{p50:.1}")),
-                ratio(rate(median), baseline.map(rate)),
-                ratio(cpu(median), baseline.map(cpu)),
-                ratio(rate(median), floor.map(rate)),
-                p50.map_or_else(|| "-".to_owned(), |p50| ratio(p50, floor.and_then(latency))),
-            ]
-        })
-        .collect()
+    let (baseline, floor) = (medians.of("baseline"), medians.of("floor"));
+    medians.iter().map(move |(name, median)| {
+        let p50 = latency(median);
+        vec![
+            calls.in_flight.to_string(),
+            name.to_owned(),
+            thousands(rate(median)),
+            median.busy(),
+            format!("{:.2}", cpu(median)),
+            p50.map_or_else(|| "-".to_owned(), |p50| format!("{p50:.1}")),
+            ratio(rate(median), baseline.map(rate)),
+            ratio(cpu(median), baseline.map(cpu)),
+            ratio(rate(median), floor.map(rate)),
+            p50.map_or_else(|| "-".to_owned(), |p50| ratio(p50, floor.and_then(latency))),
+        ]
+    })
 }

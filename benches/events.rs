@@ -32,7 +32,9 @@ use tokio::{runtime, sync::Notify, time::timeout};
 use self::{
     floor::Floor,
     load::Load,
-    measure::{Options, Sample, Stopwatch, print_table, ratio, thousands},
+    measure::{
+        Contender, Medians, Options, Sample, Stopwatch, print_table, ratio, take_turns, thousands,
+    },
 };
 
 /// Decoded bytes of an output, and how many of that size take some 0.3 s.
@@ -43,10 +45,13 @@ const SIZES: [(usize, u64); 4] = [
     (65_536, 6_000),
 ];
 
+/// A net under each flood, never the end of one.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 const SESSIONS: [usize; 3] = [1, 100, 10_000];
 
 /// Who can take part. Another way to deliver to a session is one more line and its `Session`.
-const CONTENDERS: [Contender; 4] = [
+const CONTENDERS: [Contender<Flood>; 4] = [
     Contender {
         name: "execmux",
         measure: |flood, load| execmux(flood, load, Counter::in_context),
@@ -64,14 +69,6 @@ const CONTENDERS: [Contender; 4] = [
         measure: floor,
     },
 ];
-
-/// Whom the others are compared with.
-const BASELINE: &str = "baseline";
-
-struct Contender {
-    name: &'static str,
-    measure: fn(Flood, &Load) -> Sample,
-}
 
 /// Asks the load for outputs.
 #[derive(Debug, Clone, Copy)]
@@ -150,7 +147,7 @@ impl Tally {
         let bytes = self.bytes.load(Relaxed) + flood.events * flood.size as u64;
         self.awaited.store(events, Relaxed);
         let received = async { tokio::join!(request(flood), self.reached.notified()) };
-        let received = timeout(Duration::from_secs(60), received).await;
+        let received = timeout(PATIENCE, received).await;
         assert!(
             !self.is_broken.load(Relaxed),
             "an event is out of its order"
@@ -258,7 +255,8 @@ fn floor(flood: Flood, load: &Load) -> Sample {
             let request = format!(r#"{{"id":1,"method":"{}","params":{params}}}"#, Flood::NAME);
             floor.send(request).await;
             // The answer is one too.
-            floor.count(flood.events + 1).await;
+            let counted = timeout(PATIENCE, floor.count(flood.events + 1)).await;
+            counted.expect("all is delivered");
         };
         receive(flood.warm_up()).await;
         let stopwatch = Stopwatch::start();
@@ -275,10 +273,6 @@ fn main() {
     // Before this thread is pinned: the load would inherit its one core.
     let load = Load::start();
     measure::pin(1);
-    let contenders: Vec<_> = CONTENDERS
-        .iter()
-        .filter(|contender| options.wants(contender.name))
-        .collect();
     let mut rows = Vec::new();
     for size in options.choose(0, &SIZES.map(|(size, _)| size)) {
         // For another size, those of the next larger one.
@@ -292,7 +286,8 @@ fn main() {
                 sessions,
                 events: options.scale(events),
             };
-            rows.extend(compare(flood, &contenders, options.rounds, &load));
+            let medians = take_turns(&options, &CONTENDERS, flood, &load);
+            rows.extend(rows_of(flood, &medians));
         }
     }
     print_table(
@@ -302,6 +297,7 @@ fn main() {
             "",
             "events/s",
             "MB/s",
+            "busy",
             "CPU us",
             "rate/baseline",
             "CPU/baseline",
@@ -310,43 +306,21 @@ fn main() {
     );
 }
 
-/// Has all contenders take turns, so that what else the machine does hits all alike.
-fn compare(
-    flood: Flood,
-    contenders: &[&Contender],
-    rounds: usize,
-    load: &Load,
-) -> Vec<Vec<String>> {
-    let mut samples = vec![Vec::new(); contenders.len()];
-    for _ in 0..rounds {
-        for (contender, samples) in contenders.iter().zip(&mut samples) {
-            samples.push((contender.measure)(flood, load));
-        }
-    }
-    let medians: Vec<_> = samples
-        .iter()
-        .map(|samples| Sample::median(samples))
-        .collect();
-    let baseline = contenders
-        .iter()
-        .position(|contender| contender.name == BASELINE);
-    let baseline = baseline.map(|place| medians[place]);
-    contenders
-        .iter()
-        .zip(&medians)
-        .map(|(contender, median)| {
-            let rate = median.per_second(flood.events);
-            let cpu = median.cpu_each(flood.events);
-            vec![
-                flood.size.to_string(),
-                flood.sessions.to_string(),
-                contender.name.to_owned(),
-                thousands(rate),
-                format!("{:.0}", rate * flood.size as f64 / 1e6),
-                format!("{cpu:.2}"),
-                ratio(rate, baseline.map(|sample| sample.per_second(flood.events))),
-                ratio(cpu, baseline.map(|sample| sample.cpu_each(flood.events))),
-            ]
-        })
-        .collect()
+fn rows_of(flood: Flood, medians: &Medians) -> impl Iterator<Item = Vec<String>> {
+    let rate = move |sample: Sample| sample.per_second(flood.events);
+    let cpu = move |sample: Sample| sample.cpu_each(flood.events);
+    let baseline = medians.of("baseline");
+    medians.iter().map(move |(name, median)| {
+        vec![
+            flood.size.to_string(),
+            flood.sessions.to_string(),
+            name.to_owned(),
+            thousands(rate(median)),
+            format!("{:.0}", rate(median) * flood.size as f64 / 1e6),
+            median.busy(),
+            format!("{:.2}", cpu(median)),
+            ratio(rate(median), baseline.map(rate)),
+            ratio(cpu(median), baseline.map(cpu)),
+        ]
+    })
 }

@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::load::Load;
+
 /// What the command line asks for: `[--test] [--rounds N] [NUMBER...] [CONTENDER...]`.
 pub struct Options {
     /// Whether only to see that the bench works.
@@ -60,6 +62,50 @@ impl Options {
     }
 }
 
+/// One of those that are compared, and how it is measured at a task `T`.
+pub struct Contender<T> {
+    pub name: &'static str,
+    pub measure: fn(T, &Load) -> Sample,
+}
+
+/// Has the contenders that are wanted take turns, so that what else the machine does hits all alike, and
+/// returns the median of each.
+pub fn take_turns<T: Copy>(
+    options: &Options,
+    contenders: &[Contender<T>],
+    task: T,
+    load: &Load,
+) -> Medians {
+    let wanted = contenders.iter().filter(|one| options.wants(one.name));
+    let mut samples: Vec<_> = wanted.map(|contender| (contender, Vec::new())).collect();
+    for _ in 0..options.rounds {
+        for (contender, samples) in &mut samples {
+            samples.push((contender.measure)(task, load));
+        }
+    }
+    let medians = samples.iter();
+    Medians(
+        medians
+            .map(|(contender, samples)| (contender.name, Sample::median(samples)))
+            .collect(),
+    )
+}
+
+/// The median of each contender.
+pub struct Medians(Vec<(&'static str, Sample)>);
+
+impl Medians {
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, Sample)> {
+        self.0.iter().copied()
+    }
+
+    /// Returns that of a contender, if it took part.
+    pub fn of(&self, contender: &str) -> Option<Sample> {
+        self.iter()
+            .find_map(|(name, sample)| (name == contender).then_some(sample))
+    }
+}
+
 /// What something took.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
@@ -107,6 +153,13 @@ impl Sample {
 
     pub fn per_second(&self, count: u64) -> f64 {
         count as f64 / self.wall.as_secs_f64()
+    }
+
+    /// Shows how much of the time the core worked. Where it is little, the load or the machine was too
+    /// slow, and the rate is not that of the contender.
+    pub fn busy(&self) -> String {
+        let share = self.cpu.as_secs_f64() / self.wall.as_secs_f64();
+        format!("{:.0}%", share * 100.0)
     }
 
     pub fn cpu_each(&self, count: u64) -> f64 {

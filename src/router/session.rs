@@ -266,10 +266,10 @@ impl Session {
     /// # session.unwrap()
     /// # }
     /// ```
-    pub fn in_context<A>(context: &mut A::Context) -> Self
+    pub fn in_context<A, C>(context: &mut C) -> Self
     where
-        A: Actor + Handler<SessionEvent>,
-        A::Context: AsyncContext<A>,
+        A: Actor<Context = C> + Handler<SessionEvent>,
+        C: AsyncContext<A>,
     {
         let (sender, events) = events::queue();
         context.spawn(Delivering(events));
