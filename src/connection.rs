@@ -155,14 +155,16 @@ pub(crate) enum ConnectionEvent {
 }
 
 impl Message for ConnectionEvent {
-    type Result = ();
+    /// Notifications that have been handled, for their memory to be used again.
+    type Result = Notifications;
 }
 
 /// Answers that one read has brought.
 struct Received(Vec<Reply>);
 
 impl Message for Received {
-    type Result = ();
+    /// The memory, to be used again.
+    type Result = Vec<Reply>;
 }
 
 /// The server's answer to something.
@@ -599,12 +601,13 @@ impl Handler<ForgetProcess> for Connection {
 }
 
 impl Handler<Received> for Connection {
-    type Result = ();
+    type Result = MessageResult<Received>;
 
-    fn handle(&mut self, Received(replies): Received, _: &mut Self::Context) {
-        for reply in replies {
+    fn handle(&mut self, Received(mut replies): Received, _: &mut Self::Context) -> Self::Result {
+        for reply in replies.drain(..) {
             self.answer(reply);
         }
+        MessageResult(replies)
     }
 }
 

@@ -52,7 +52,7 @@ use self::{
     delivery::Progress,
     healing::{CreditReturned, ReadEnded, ReadSlot, Turns},
     parking::{Parked, Taken},
-    routes::{Route, RouteKey, Routes},
+    routes::{Place, Route, RouteKey, Routes},
     start::{Registered, StartEnded, StartedProcess},
 };
 use crate::{
@@ -152,6 +152,8 @@ pub struct Router {
     state: State,
     connection: Addr<Connection>,
     routes: Routes,
+    /// Where the routes of a batch are.
+    places: Vec<Option<Place>>,
     /// Sessions that want to read what they have missed.
     turns: Turns,
     /// What waits for a session that has chosen [`Overflow::Block`].
@@ -200,6 +202,7 @@ impl Router {
             },
             connection,
             routes: Routes::default(),
+            places: Vec::new(),
             turns: Turns::default(),
             parked: None,
             orphans: Vec::new(),
@@ -263,16 +266,27 @@ impl Router {
         }
     }
 
-    /// Forwards what one read has brought, up to an event that has to wait.
+    /// Forwards what one read has brought, up to an event that has to wait. Returns the memory.
     fn forward_all(
         &mut self,
         mut notifications: Notifications,
         context: &mut Context<Self>,
-    ) -> Option<Parked> {
+    ) -> Result<Notifications, Parked> {
+        let mut places = mem::take(&mut self.places);
+        places.extend(notifications.iter().map(|(process_id, seq)| {
+            let place = self.routes.find(process_id);
+            // With thousands of sessions the state of none is in the cache. All of a batch are fetched at
+            // once if they are looked at before the first is dealt with.
+            place.inspect(|&place| self.routes.look_at(place, seq))
+        }));
+        let mut found = places.drain(..);
         while let Some(mut entry) = notifications.pop() {
             let process_id = notifications.process_id(&entry);
+            let place = found.next().flatten();
             let mut attempts = 0;
-            while let Some(blocked) = self.forward(process_id, entry.seq, entry.event, context) {
+            while let Some(blocked) =
+                self.forward(process_id, place, entry.seq, entry.event, context)
+            {
                 attempts += 1;
                 let is_worth_waiting = self
                     .routes
@@ -283,11 +297,14 @@ impl Router {
                 // missing: then it is looked at again with the next check.
                 if is_worth_waiting || attempts > 1 {
                     notifications.put_back(entry);
-                    return Some(Parked::new(notifications));
+                    return Err(Parked::new(notifications));
                 }
             }
         }
-        None
+        drop(found);
+        self.places = places;
+        notifications.clear();
+        Ok(notifications)
     }
 
     /// Goes on with what had to wait.
@@ -297,8 +314,8 @@ impl Router {
         };
         let (notifications, taken) = parked.into_parts();
         match self.forward_all(notifications, context) {
-            Some(still) => self.parked = Some(still.with(taken)),
-            None => taken.send(),
+            Err(still) => self.parked = Some(still.with(taken)),
+            Ok(notifications) => taken.send(notifications),
         }
     }
 
@@ -306,11 +323,16 @@ impl Router {
     fn forward(
         &mut self,
         process_id: &str,
+        place: Option<Place>,
         seq: u64,
         event: ProcessEvent,
         context: &mut Context<Self>,
     ) -> Option<ProcessEvent> {
-        let Some(route) = self.routes.get_mut(process_id) else {
+        let route = match place {
+            Some(place) if self.routes.is_there(place) => self.routes.at(place),
+            _ => self.routes.get_mut(process_id),
+        };
+        let Some(route) = route else {
             debug!(process_id, seq; "event without a session ignored");
             return None;
         };
@@ -601,7 +623,7 @@ impl Handler<Shutdown> for Router {
                 until,
                 _overdue: overdue,
             });
-            for (_, route) in self.routes.iter_mut() {
+            for route in self.routes.iter_mut() {
                 if route.starting {
                     self.ended_while_starting.insert(route.key());
                 }
@@ -625,21 +647,24 @@ impl Handler<ConnectionEvent> for Router {
     fn handle(&mut self, event: ConnectionEvent, context: &mut Self::Context) -> Taken {
         match event {
             ConnectionEvent::Notifications(notifications) => {
-                if let Some(parked) = self.forward_all(notifications, context) {
-                    let taken = parked.taken();
-                    self.parked = Some(parked);
-                    return Taken::Later(taken);
-                }
+                return match self.forward_all(notifications, context) {
+                    Ok(notifications) => Taken::Now(notifications),
+                    Err(parked) => {
+                        let taken = parked.taken();
+                        self.parked = Some(parked);
+                        Taken::Later(taken)
+                    }
+                };
             }
             ConnectionEvent::Interrupted => {
                 self.turns.link_down();
                 // What waits is read again with all else that is missed.
                 self.parked = None;
-                for (process_id, route) in self.routes.iter_mut() {
+                for route in self.routes.iter_mut() {
                     route.delivery.interrupted();
                     if route.session.link_events {
                         route.is_interrupted = true;
-                        let process_id = process_id.clone();
+                        let process_id = route.delivery.process_id().clone();
                         route
                             .session
                             .send(SessionEvent::Interrupted(Interrupted { process_id }));
@@ -662,7 +687,7 @@ impl Handler<ConnectionEvent> for Router {
             }
             ConnectionEvent::Disconnected(reason) => self.close(reason),
         }
-        Taken::Now
+        Taken::Now(Notifications::default())
     }
 }
 
@@ -737,7 +762,7 @@ impl Handler<CheckSessions> for Router {
         }
         let now = Instant::now();
         let mut behind = Vec::new();
-        for (process_id, route) in self.routes.iter_mut() {
+        for route in self.routes.iter_mut() {
             route.delivery.tick();
             route.session.shrink();
             if route.delivery.has_exited()
@@ -747,7 +772,7 @@ impl Handler<CheckSessions> for Router {
                 route.delivery.check_end();
             }
             if route.delivery.wants_read() {
-                behind.push(process_id.clone());
+                behind.push(route.delivery.process_id().clone());
             }
         }
         for process_id in behind {

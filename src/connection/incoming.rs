@@ -1,6 +1,6 @@
 //! The task that reads: cuts what comes into batches, and hands them to those they are for.
 
-use std::{cell::Cell, pin::Pin, rc::Rc};
+use std::{cell::Cell, mem, pin::Pin, rc::Rc};
 
 use actix::{Recipient, WeakAddr, WeakRecipient};
 use log::debug;
@@ -52,6 +52,7 @@ pub(crate) struct Hearing {
 }
 
 /// What one read has brought.
+#[derive(Default)]
 struct Batch {
     replies: Vec<Reply>,
     notifications: Notifications,
@@ -86,16 +87,13 @@ impl Reading {
             }
         };
         tokio::pin!(heartbeat, write_failed);
-        let mut expected = 0;
+        // Used again and again: allocations of this size, between the many small ones of what is delivered,
+        // make the small ones slow too.
+        let mut batch = Batch::default();
         loop {
-            let mut batch = Batch {
-                replies: Vec::new(),
-                notifications: Notifications::with_capacity(expected),
-            };
             let cut = self.cut(&mut batch);
-            expected = batch.notifications.len();
             self.hearing.is_delivering.set(true);
-            let delivered = self.deliver(batch).await;
+            let delivered = self.deliver(&mut batch).await;
             self.hearing.is_delivering.set(false);
             if let Err(reason) = delivered.and(cut) {
                 return reason;
@@ -174,25 +172,25 @@ impl Reading {
     }
 
     /// Hands a batch to the connection and to the receiver of its events, and waits until they have
-    /// taken it.
-    async fn deliver(&self, batch: Batch) -> Result<(), DisconnectReason> {
+    /// taken it. They give back the memory.
+    async fn deliver(&self, batch: &mut Batch) -> Result<(), DisconnectReason> {
         let mut replies = None;
         if !batch.replies.is_empty() {
             let connection = self.connection.upgrade().ok_or(DisconnectReason::Closed)?;
-            replies = Some(connection.send(Received(batch.replies)));
+            replies = Some(connection.send(Received(mem::take(&mut batch.replies))));
         }
         if !batch.notifications.is_empty() {
-            let event = ConnectionEvent::Notifications(batch.notifications);
+            let event = ConnectionEvent::Notifications(mem::take(&mut batch.notifications));
             let taken = self
                 .events
                 .upgrade()
                 .map(|events: Recipient<_>| events.send(event));
             if let Some(taken) = taken {
-                taken.await.map_err(|_| DisconnectReason::Closed)?;
+                batch.notifications = taken.await.map_err(|_| DisconnectReason::Closed)?;
             }
         }
         if let Some(replies) = replies {
-            replies.await.map_err(|_| DisconnectReason::Closed)?;
+            batch.replies = replies.await.map_err(|_| DisconnectReason::Closed)?;
         }
         Ok(())
     }

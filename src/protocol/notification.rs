@@ -57,14 +57,6 @@ pub(crate) struct Entry {
 }
 
 impl Notifications {
-    /// Has room for as many as came with the read before.
-    pub(crate) fn with_capacity(capacity: usize) -> Self {
-        Notifications {
-            process_ids: String::new(),
-            entries: VecDeque::with_capacity(capacity),
-        }
-    }
-
     pub(crate) fn push(&mut self, process_id: &str, seq: u64, event: ProcessEvent) {
         let start = self.process_ids.len();
         self.process_ids.push_str(process_id);
@@ -85,6 +77,13 @@ impl Notifications {
         self.entries.push_front(entry);
     }
 
+    /// The process and the `seq` of each that was not taken out.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.entries
+            .iter()
+            .map(|entry| (self.process_id(entry), entry.seq))
+    }
+
     /// The process that one is about that was taken out.
     pub(crate) fn process_id(&self, entry: &Entry) -> &str {
         &self.process_ids[entry.process_id.clone()]
@@ -94,8 +93,10 @@ impl Notifications {
         self.entries.is_empty()
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.entries.len()
+    /// Forgets all, but keeps the memory for the next read.
+    pub(crate) fn clear(&mut self) {
+        self.process_ids.clear();
+        self.entries.clear();
     }
 }
 

@@ -166,8 +166,19 @@ impl Delivery {
         &mut self,
         seq: u64,
         event: ProcessEvent,
-        deliver: impl FnMut(SessionEvent),
+        mut deliver: impl FnMut(SessionEvent),
     ) -> Progress {
+        let event = match event {
+            // As nearly always.
+            ProcessEvent::Output { stream, chunk } if self.is_in_order(seq) => {
+                let Some(permit) = self.budget.take(chunk.len(), 0) else {
+                    return self.overflow(seq, ProcessEvent::Output { stream, chunk });
+                };
+                deliver(self.output(seq, stream, chunk, permit));
+                return Progress::Open;
+            }
+            event => event,
+        };
         if seq < self.next_seq || self.early.contains_key(&seq) {
             return Progress::Open;
         }
@@ -469,6 +480,10 @@ impl Delivery {
         Progress::Closed(self.advance(seq, Granted::Closed))
     }
 
+    pub(crate) fn process_id(&self) -> &ProcessId {
+        &self.process_id
+    }
+
     /// Returns the `seq` of the last event delivered, 0 if there was none.
     pub(crate) fn last_seq(&self) -> u64 {
         self.next_seq - 1
@@ -717,23 +732,33 @@ impl Delivery {
         None
     }
 
+    /// Whether it is this event's turn, and nothing else is to be thought of.
+    pub(crate) fn is_in_order(&self, seq: u64) -> bool {
+        seq == self.next_seq && self.early.is_empty() && matches!(self.healing, Healing::Live)
+    }
+
+    fn output(&mut self, seq: u64, stream: Stream, chunk: Bytes, permit: Permit) -> SessionEvent {
+        // Saturates only where a peer has counted to the end, and then nothing can follow.
+        self.next_seq = seq.saturating_add(1);
+        SessionEvent::Output(Output {
+            process_id: self.process_id.clone(),
+            seq,
+            stream,
+            chunk,
+            permit,
+        })
+    }
+
     /// Turns the event whose turn it is into what the session is told.
     fn advance(&mut self, seq: u64, granted: Granted) -> SessionEvent {
         let process_id = self.process_id.clone();
-        // Saturates only where a peer has counted to the end, and then nothing can follow.
         self.next_seq = seq.saturating_add(1);
         match granted {
             Granted::Output {
                 stream,
                 chunk,
                 permit,
-            } => SessionEvent::Output(Output {
-                process_id,
-                seq,
-                stream,
-                chunk,
-                permit,
-            }),
+            } => self.output(seq, stream, chunk, permit),
             Granted::Exited {
                 exit_code,
                 sandbox_denied,

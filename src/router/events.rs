@@ -9,7 +9,10 @@ use std::{
     future::poll_fn,
     mem,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
@@ -31,32 +34,36 @@ pub struct SessionEvents(Arc<Queue>);
 /// Puts events into the queue.
 pub(crate) struct EventSender(Arc<Queue>);
 
-struct Queue(Mutex<State>);
+struct Queue {
+    state: Mutex<State>,
+    /// Whether the receiver is gone.
+    is_abandoned: AtomicBool,
+}
 
 struct State {
     events: VecDeque<SessionEvent>,
     /// Who waits for an event.
     waker: Option<Waker>,
     senders: usize,
-    /// Whether the receiver is gone.
-    is_abandoned: bool,
 }
 
 /// Makes a queue.
 pub(crate) fn queue() -> (EventSender, SessionEvents) {
-    let queue = Arc::new(Queue(Mutex::new(State {
-        events: VecDeque::new(),
-        waker: None,
-        senders: 1,
-        is_abandoned: false,
-    })));
+    let queue = Arc::new(Queue {
+        state: Mutex::new(State {
+            events: VecDeque::new(),
+            waker: None,
+            senders: 1,
+        }),
+        is_abandoned: AtomicBool::new(false),
+    });
     (EventSender(queue.clone()), SessionEvents(queue))
 }
 
 impl Queue {
     /// No code of others runs while it is locked, so that nothing is left half done in it by a panic.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -83,7 +90,7 @@ impl EventSender {
     /// Adds an event, and wakes the session if it waits. The event vanishes if the session is gone.
     pub(crate) fn send(&self, event: SessionEvent) {
         let mut state = self.0.lock();
-        if state.is_abandoned {
+        if self.is_abandoned() {
             // Dropped when nothing is locked: its credit returns to somebody.
             drop(state);
             drop(event);
@@ -98,7 +105,7 @@ impl EventSender {
 
     /// Whether nobody takes the events any more.
     pub(crate) fn is_abandoned(&self) -> bool {
-        self.0.lock().is_abandoned
+        self.0.is_abandoned.load(Ordering::Relaxed)
     }
 
     /// Gives back the memory of a flood that is over.
@@ -214,7 +221,8 @@ where
 impl Drop for SessionEvents {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        state.is_abandoned = true;
+        // Under the lock: whoever has it sees this, and adds nothing any more.
+        self.0.is_abandoned.store(true, Ordering::Relaxed);
         let events = mem::take(&mut state.events);
         drop(state);
         drop(events);

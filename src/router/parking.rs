@@ -19,13 +19,13 @@ pub(super) struct Parked {
 
 /// Tells the task that reads that its batch is taken.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct TakenSender(Rc<RefCell<Option<OneshotSender<()>>>>);
+pub(crate) struct TakenSender(Rc<RefCell<Option<OneshotSender<Notifications>>>>);
 
 /// The answer to a batch of notifications. actix hands over its reply sender only after the handler has
 /// returned.
 #[derive(Debug)]
 pub(crate) enum Taken {
-    Now,
+    Now(Notifications),
     Later(TakenSender),
 }
 
@@ -51,23 +51,23 @@ impl Parked {
 }
 
 impl TakenSender {
-    pub(super) fn send(&self) {
+    pub(super) fn send(&self, notifications: Notifications) {
         if let Some(sender) = self.0.borrow_mut().take() {
             // The task that reads ends with its connection.
-            let _gone = sender.send(());
+            let _gone = sender.send(notifications);
         }
     }
 }
 
 impl MessageResponse<Router, ConnectionEvent> for Taken {
-    fn handle(self, _: &mut Context<Router>, sender: Option<OneshotSender<()>>) {
+    fn handle(self, _: &mut Context<Router>, sender: Option<OneshotSender<Notifications>>) {
         match (self, sender) {
             (Taken::Later(later), sender) => *later.0.borrow_mut() = sender,
-            (Taken::Now, Some(sender)) => {
+            (Taken::Now(notifications), Some(sender)) => {
                 // The task that reads ends with its connection.
-                let _gone = sender.send(());
+                let _gone = sender.send(notifications);
             }
-            (Taken::Now, None) => {}
+            (Taken::Now(_), None) => {}
         }
     }
 }

@@ -1,7 +1,11 @@
 //! The routing table: process id -> session. No actor of its own.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    hint::black_box,
+};
 
+use slab::Slab;
 use tokio::time::Instant;
 
 use super::{budget::Budget, delivery::Delivery, session::Session};
@@ -46,8 +50,18 @@ impl Route {
 /// The routes of all processes that have not ended.
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
-    routes: HashMap<ProcessId, Route>,
+    places: HashMap<ProcessId, usize>,
+    routes: Slab<Route>,
     last_key: u64,
+    /// Counts what makes a [`Place`] invalid.
+    changes: u64,
+}
+
+/// Where a route was found. It may have gone from there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    place: usize,
+    changes: u64,
 }
 
 impl Routes {
@@ -62,7 +76,7 @@ impl Routes {
         if session.has_stopped() {
             return Err(RegisterError::SessionStopped(process_id));
         }
-        match self.routes.entry(process_id) {
+        match self.places.entry(process_id) {
             Entry::Occupied(taken) => Err(RegisterError::Duplicate(taken.key().clone())),
             Entry::Vacant(free) => {
                 self.last_key += 1;
@@ -70,7 +84,7 @@ impl Routes {
                 let budget = budget(&session, key);
                 let delivery =
                     Delivery::new(free.key().clone(), budget, session.overflow, after_seq);
-                free.insert(Route {
+                free.insert(self.routes.insert(Route {
                     key,
                     session,
                     delivery,
@@ -79,18 +93,50 @@ impl Routes {
                     is_queued: false,
                     is_interrupted: false,
                     end_checked: None,
-                });
+                }));
                 Ok(key)
             }
         }
     }
 
+    /// Finds a route, for [`at`](Self::at).
+    pub(crate) fn find(&self, process_id: &str) -> Option<Place> {
+        let &place = self.places.get(process_id)?;
+        Some(Place {
+            place,
+            changes: self.changes,
+        })
+    }
+
+    /// Whether the route that was found is still there for sure.
+    pub(crate) fn is_there(&self, place: Place) -> bool {
+        place.changes == self.changes
+    }
+
+    /// Returns the route that was found, or `None` if any may have gone since.
+    pub(crate) fn at(&mut self, place: Place) -> Option<&mut Route> {
+        if !self.is_there(place) {
+            return None;
+        }
+        self.routes.get_mut(place.place)
+    }
+
+    /// Brings what the next event with this `seq` needs into the cache.
+    pub(crate) fn look_at(&self, place: Place, seq: u64) {
+        if let Some(route) = self.routes.get(place.place) {
+            black_box(route.delivery.is_in_order(seq) && route.session.has_stopped());
+        }
+    }
+
     pub(crate) fn get_mut(&mut self, process_id: &str) -> Option<&mut Route> {
-        self.routes.get_mut(process_id)
+        let &place = self.places.get(process_id)?;
+        self.routes.get_mut(place)
     }
 
     pub(crate) fn remove(&mut self, process_id: &ProcessId) -> Option<Route> {
-        self.routes.remove(process_id)
+        let place = self.places.remove(process_id)?;
+        self.changes += 1;
+        self.routes.try_remove(place)
     }
 
     /// Returns this very route, not a later one of the same process id.
@@ -99,8 +145,7 @@ impl Routes {
         process_id: &ProcessId,
         key: RouteKey,
     ) -> Option<&mut Route> {
-        self.routes
-            .get_mut(process_id)
+        self.get_mut(process_id.as_str())
             .filter(|route| route.key == key)
     }
 
@@ -109,20 +154,22 @@ impl Routes {
         self.routes
             .iter()
             .filter(|(_, route)| route.session.has_stopped())
-            .map(|(process_id, _)| process_id.clone())
+            .map(|(_, route)| route.delivery.process_id().clone())
             .collect()
     }
 
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&ProcessId, &mut Route)> {
-        self.routes.iter_mut()
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Route> {
+        self.routes.iter_mut().map(|(_, route)| route)
     }
 
     pub(crate) fn process_ids(&self) -> Vec<ProcessId> {
-        self.routes.keys().cloned().collect()
+        self.places.keys().cloned().collect()
     }
 
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = Route> {
-        self.routes.drain().map(|(_, route)| route)
+        self.changes += 1;
+        self.places.clear();
+        self.routes.drain()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -193,9 +240,12 @@ mod tests {
     async fn an_old_key_does_not_find_a_later_route() {
         let mut routes = Routes::default();
         let old = routes.insert("p".into(), session().1, 0, budget).unwrap();
+        let place = routes.find("p").unwrap();
+        assert!(routes.at(place).is_some());
         assert!(routes.remove(&"p".into()).is_some());
         assert!(routes.get_keyed(&"p".into(), old).is_none());
         let new = routes.insert("p".into(), session().1, 0, budget).unwrap();
+        assert!(routes.at(place).is_none(), "where another is now");
         assert!(routes.get_keyed(&"p".into(), old).is_none());
         assert!(routes.get_keyed(&"x".into(), new).is_none());
         assert!(routes.get_keyed(&"p".into(), new).is_some());
