@@ -1,6 +1,6 @@
 //! Bytes as the wire writes them: standard base64 with padding.
 
-use std::fmt;
+use std::{cell::RefCell, fmt};
 
 use base64_turbo::STANDARD;
 use bytes::Bytes;
@@ -28,22 +28,27 @@ pub(crate) fn append_json(bytes: &[u8], json: &mut Vec<u8>) {
     json.push(b'"');
 }
 
-/// What is decoded to no more than this is decoded on the stack first, and then copied into a buffer of
-/// the right size: a larger one that is cut costs `Bytes` a second allocation.
-const SMALL: usize = 384;
+/// What comes to less than this is decoded into a place that is used again and again, and copied from there
+/// into a buffer of the right size: one that is too large costs `Bytes` a second allocation.
+const SMALL: usize = 4096;
+
+thread_local! {
+    static DECODED: RefCell<[u8; SMALL]> = const { RefCell::new([0; SMALL]) };
+}
 
 /// Decodes standard base64 with padding into a buffer that is handed on; `None` if it is not that.
 pub(crate) fn decode(text: &[u8]) -> Option<Bytes> {
-    let decoded_len = decoded_len(text)?;
-    let bytes = if text.len() / 4 * 3 < SMALL {
-        let mut decoded = [0; SMALL];
-        let length = STANDARD.decode_into(text, &mut decoded).ok()?;
-        Bytes::copy_from_slice(&decoded[..length])
+    let length = decoded_len(text)?;
+    let bytes = if STANDARD.estimate_decoded_len(text.len()) <= SMALL {
+        DECODED.with_borrow_mut(|decoded| {
+            let length = STANDARD.decode_into(text, decoded).ok()?;
+            Some(Bytes::copy_from_slice(&decoded[..length]))
+        })?
     } else {
         Bytes::from(STANDARD.decode(text).ok()?)
     };
     // The decoder takes padding for the end wherever it is.
-    (bytes.len() == decoded_len).then_some(bytes)
+    (bytes.len() == length).then_some(bytes)
 }
 
 /// Returns what a text of base64 decodes to, if its end is in order: the decoder lets bits stand in the last

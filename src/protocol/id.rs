@@ -5,12 +5,13 @@ use std::{
     fmt,
     hash::{BuildHasher as _, RandomState},
     sync::{
-        Arc, LazyLock,
+        LazyLock,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use smol_str::SmolStr;
 
 /// What a server calls a session of its own, for a connection that is lost to be resumed. It is a secret:
 /// whoever knows it can take the session over.
@@ -34,8 +35,11 @@ impl fmt::Debug for SessionId {
 ///
 /// The id of an ended process stays taken for 30 to 80 seconds, depending on the server: use fresh
 /// ones, say from [`ProcessId::unique`].
+///
+/// Each event carries a clone. One of up to 23 bytes, as [`unique`](ProcessId::unique) makes, is copied; that of
+/// a longer one is shared.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ProcessId(Arc<str>);
+pub struct ProcessId(SmolStr);
 
 impl ProcessId {
     /// Makes an id that no other call has made, in this program or another.
@@ -140,7 +144,7 @@ fn unique_name() -> String {
         LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
     static COUNTER: AtomicU64 = AtomicU64::new(1);
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-    format!("{:016x}-{count}", *PROGRAM)
+    format!("{:016x}-{count:x}", *PROGRAM)
 }
 
 #[cfg(test)]

@@ -732,8 +732,13 @@ impl Delivery {
         None
     }
 
+    /// Whether this event could be delivered now, if it were small.
+    pub(crate) fn is_ready(&self, seq: u64) -> bool {
+        self.is_in_order(seq) && self.budget.held() < self.budget.limit()
+    }
+
     /// Whether it is this event's turn, and nothing else is to be thought of.
-    pub(crate) fn is_in_order(&self, seq: u64) -> bool {
+    fn is_in_order(&self, seq: u64) -> bool {
         seq == self.next_seq && self.early.is_empty() && matches!(self.healing, Healing::Live)
     }
 

@@ -70,6 +70,10 @@ impl Queue {
 impl Queue {
     /// Puts back the memory of what was taken out, and what is still in there.
     fn put_back(&self, mut batch: VecDeque<SessionEvent>) {
+        if batch.is_empty() {
+            // Begins again with the first place, which is in the cache.
+            batch.clear();
+        }
         let mut state = self.lock();
         batch.append(&mut state.events);
         state.events = batch;
