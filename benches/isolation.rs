@@ -1,42 +1,201 @@
 //! What does a session cost the others that does not consume?
 //!
-//! A process floods its session A; in between, another writes a little to its session B. Measured is
-//! the time from that write of the server to B's handler: with A consuming, and with A stopped for
-//! good, at its budget. The second should be no more than the first.
+//! A process floods its session A with 8 KiB outputs. In between, ten others get a little, and calls and
+//! interrupts are made one at a time. Measured is how long each takes: the others' from the load's write
+//! to the handler, calls to their answers, interrupts from the call to their arrival at the load. Once with
+//! A consuming, and once with A stopped for good, at its budget: the second should be no more than the
+//! first. `paced` is a flood that the client keeps up with, `saturated` as much as it takes; there, what
+//! lies in the socket comes first, so that it is the client's rate that is seen.
+//!
+//! `baseline` waits for room in A's channel, and so hears nothing more once that is full: `-`.
+//!
+//! `cargo bench --bench isolation -- [--test] [--rounds N] [CONTENDER...]`
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use std::time::{Duration, Instant};
+mod baseline;
+mod load;
+mod measure;
 
-use actix::{Actor, Context, Handler, System};
-use base64_simd::STANDARD;
-use criterion::{Criterion, criterion_group, criterion_main};
-use execmux::{Config, Mux, SessionEvent};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, duplex},
-    sync::mpsc,
+use std::{
+    cell::{Cell, RefCell},
+    mem,
+    rc::Rc,
+    time::{Duration, Instant},
 };
 
-/// Outputs for A before each for B, and their size.
-const FLOOD: u64 = 64;
-const SIZE: usize = 8192;
+use actix::{Actor, Context, Handler, System};
+use execmux::{
+    Config, Method, Mux, Output, Session, SessionEvent,
+    protocol::{InvalidRequest, Params},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::{
+    runtime,
+    sync::mpsc::Receiver,
+    task::LocalSet,
+    time::{sleep, timeout},
+};
 
-fn output(process_id: &str, seq: u64, chunk: &str, frames: &mut Vec<u8>) {
-    let json = format!(
-        r#"{{"method":"process/output","params":{{"processId":"{process_id}","seq":{seq},"stream":"stdout","chunk":"{chunk}"}}}}"#
-    );
-    frame(&json, frames);
+use self::{
+    load::Load,
+    measure::{
+        Contender, Options, micros, percentile, print_table, ratio, sample_in_turns, shared_time,
+    },
+};
+
+/// How many sessions hear a little.
+const OTHERS: usize = 10;
+
+/// How much longer than planned the mix may take before it counts as stalled.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+const FLOODS: [(&str, u64); 2] = [("paced", 2000), ("saturated", 0)];
+
+const CONTENDERS: [Contender<Task, Option<Heard>>; 2] = [
+    Contender {
+        name: "execmux",
+        measure: execmux,
+    },
+    Contender {
+        name: "baseline",
+        measure: baseline,
+    },
+];
+
+#[derive(Clone, Copy)]
+struct Task {
+    /// Between 64 outputs and the next, 0 for no pause.
+    interval_micros: u64,
+    a_consumes: bool,
+    millis: u64,
 }
 
-fn frame(json: &str, frames: &mut Vec<u8>) {
-    let length = u16::try_from(json.len()).unwrap();
-    frames.extend_from_slice(&[0x81, 126]);
-    frames.extend_from_slice(&length.to_be_bytes());
-    frames.extend_from_slice(json.as_bytes());
+/// Asks the load for a flood with others in between.
+#[derive(Clone, Copy)]
+struct Mix {
+    interval_micros: u64,
+    millis: u64,
+}
+
+/// How many outputs there were.
+#[derive(Debug, Deserialize)]
+struct Mixed {
+    flooded: u64,
+    told: u64,
+}
+
+impl Mix {
+    fn params(self) -> Value {
+        json!({
+            "size": 8192,
+            "group": 16,
+            "groups": 4,
+            "others": OTHERS,
+            "intervalMicros": self.interval_micros,
+            "millis": self.millis,
+        })
+    }
+}
+
+impl Method for Mix {
+    const NAME: &'static str = "bench/mix";
+    type Response = Mixed;
+
+    fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
+        let Value::Object(fields) = self.params() else {
+            return Ok(());
+        };
+        for name in [
+            "size",
+            "group",
+            "groups",
+            "others",
+            "intervalMicros",
+            "millis",
+        ] {
+            params.field(name, &fields[name])?;
+        }
+        Ok(())
+    }
+}
+
+/// Asks the load how long interrupts took to get there.
+struct Latencies;
+
+#[derive(Debug, Deserialize)]
+struct Noted {
+    nanoseconds: Vec<u64>,
+}
+
+impl Method for Latencies {
+    const NAME: &'static str = "bench/latencies";
+    type Response = Noted;
+
+    fn write_params(&self, _: &mut Params<'_>) -> Result<(), InvalidRequest> {
+        Ok(())
+    }
+}
+
+/// How long everything took.
+#[derive(Default)]
+struct Heard {
+    others: Vec<Duration>,
+    calls: Vec<Duration>,
+    interrupts: Vec<Duration>,
+}
+
+/// What all sessions have heard, which run on one thread.
+#[derive(Default)]
+struct Tally {
+    flooded: Cell<u64>,
+    told: RefCell<Vec<Duration>>,
+}
+
+impl Tally {
+    fn flood(&self) {
+        self.flooded.set(self.flooded.get() + 1);
+    }
+
+    /// Notes how long ago the time is that a chunk tells.
+    fn tell(&self, chunk: &[u8]) {
+        let written = str::from_utf8(chunk)
+            .ok()
+            .and_then(|time| time.parse().ok());
+        let written = Duration::from_nanos(written.expect("a time"));
+        self.told.borrow_mut().push(shared_time() - written);
+    }
+
+    /// Waits until everything is handled that has been read.
+    async fn settle(&self, mixed: &Mixed, a_consumes: bool) {
+        let is_settled = || {
+            self.told.borrow().len() as u64 == mixed.told
+                && (!a_consumes || self.flooded.get() == mixed.flooded)
+        };
+        let settled = async {
+            while !is_settled() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let settled = timeout(PATIENCE, settled).await;
+        let told = self.told.borrow().len();
+        settled.unwrap_or_else(|_| panic!("{told} and {} of {mixed:?}", self.flooded.get()));
+        assert!(
+            a_consumes || self.flooded.get() < mixed.flooded,
+            "A has not stopped"
+        );
+    }
+
+    fn forget(&self) {
+        self.flooded.set(0);
+        self.told.borrow_mut().clear();
+    }
 }
 
 /// A: consumes, or keeps everything.
 struct Flooded {
-    kept: Option<Vec<SessionEvent>>,
+    kept: Option<Vec<Output>>,
+    tally: Rc<Tally>,
 }
 
 impl Actor for Flooded {
@@ -47,14 +206,17 @@ impl Handler<SessionEvent> for Flooded {
     type Result = ();
 
     fn handle(&mut self, event: SessionEvent, _: &mut Self::Context) {
-        if let Some(kept) = &mut self.kept {
-            kept.push(event);
+        if let SessionEvent::Output(output) = event {
+            self.tally.flood();
+            if let Some(kept) = &mut self.kept {
+                kept.push(output);
+            }
         }
     }
 }
 
-/// B: tells when it hears something.
-struct Prompt(mpsc::UnboundedSender<Instant>);
+/// One of the others.
+struct Prompt(Rc<Tally>);
 
 impl Actor for Prompt {
     type Context = Context<Self>;
@@ -63,71 +225,265 @@ impl Actor for Prompt {
 impl Handler<SessionEvent> for Prompt {
     type Result = ();
 
-    fn handle(&mut self, _: SessionEvent, _: &mut Self::Context) {
-        self.0.send(Instant::now()).unwrap();
+    fn handle(&mut self, event: SessionEvent, _: &mut Self::Context) {
+        if let SessionEvent::Output(output) = event {
+            self.0.tell(&output.chunk);
+        }
     }
 }
 
-async fn latency(a_consumes: bool, rounds: u64) -> Duration {
-    let (client, server) = duplex(1 << 20);
-    let (mut reads, mut peer) = tokio::io::split(server);
-    // Whatever is asked, A's server has nothing to say to it.
-    actix::spawn(async move {
-        let mut ignored = [0; 4096];
-        while reads
-            .read(&mut ignored)
-            .await
-            .is_ok_and(|length| length > 0)
-        {}
+fn session<A>(actor: A) -> Session
+where
+    A: Actor<Context = Context<A>> + Handler<SessionEvent>,
+{
+    let mut session = None;
+    A::create(|context| {
+        session = Some(Session::in_context(context));
+        actor
     });
-    let mut hello = Vec::new();
-    let padding = " ".repeat(126);
-    frame(
-        &format!(r#"{{"id":1,"result":{{"environmentInfo":{{}}}}}}{padding}"#),
-        &mut hello,
-    );
-    peer.write_all(&hello).await.unwrap();
-    let mux = Mux::connect_over(client, Config::new("ws://bench"))
-        .await
-        .unwrap();
-    let kept = (!a_consumes).then(Vec::new);
-    let (heard, mut hears) = mpsc::unbounded_channel();
-    mux.register("a", Flooded { kept }.start().recipient())
-        .await
-        .unwrap();
-    mux.register("b", Prompt(heard).start().recipient())
-        .await
-        .unwrap();
-    let large = STANDARD.encode_to_string(vec![b'x'; SIZE]);
-    let small = STANDARD.encode_to_string("x");
-    let mut elapsed = Duration::ZERO;
-    // First fills A's budget.
-    for round in 0..rounds + 3 {
-        let mut frames = Vec::new();
-        for n in 1..=FLOOD {
-            output("a", round * FLOOD + n, &large, &mut frames);
-        }
-        output("b", round + 1, &small, &mut frames);
-        let begun = Instant::now();
-        let (written, heard) = tokio::join!(peer.write_all(&frames), hears.recv());
-        written.unwrap();
-        if round >= 3 {
-            elapsed += heard.unwrap() - begun;
-        }
-    }
-    elapsed
+    session.unwrap()
 }
 
-fn isolation(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("isolation");
-    group.sample_size(20);
-    for (name, a_consumes) in [("a_consumes", true), ("a_has_stopped", false)] {
-        group.bench_function(name, |bencher| {
-            bencher.iter_custom(|rounds| System::new().block_on(latency(a_consumes, rounds)));
+/// Has the load write a mix and calls meanwhile. Returns how long the calls took; `None` if it stalls.
+async fn run(
+    task: Task,
+    tally: &Tally,
+    mix: impl Future<Output = Mixed>,
+    call: impl AsyncFn(),
+    interrupt: impl AsyncFn(String),
+) -> Option<Vec<Duration>> {
+    let mut latencies = Vec::new();
+    let is_over = Cell::new(false);
+    let calls = async {
+        for n in 0.. {
+            // Not in step with the flood.
+            sleep(Duration::from_millis(1 + n % 3)).await;
+            if is_over.get() {
+                return;
+            }
+            let begun = Instant::now();
+            call().await;
+            latencies.push(begun.elapsed());
+            interrupt(format!("t-{}", shared_time().as_nanos())).await;
+        }
+    };
+    let mixed = async {
+        let mixed = mix.await;
+        is_over.set(true);
+        mixed
+    };
+    let both = async { tokio::join!(mixed, calls) };
+    let patience = Duration::from_millis(task.millis) + PATIENCE;
+    let (mixed, ()) = timeout(patience, both).await.ok()?;
+    tally.settle(&mixed, task.a_consumes).await;
+    Some(latencies)
+}
+
+/// Runs a mix twice: first to fill A's budget.
+async fn measure<M: Future<Output = Mixed>>(
+    task: Task,
+    tally: &Tally,
+    mix: impl Fn(Mix) -> M,
+    call: impl AsyncFn(),
+    interrupt: impl AsyncFn(String),
+    noted: impl AsyncFn() -> Noted,
+) -> Option<Heard> {
+    let Task {
+        interval_micros,
+        millis,
+        ..
+    } = task;
+    let warm_up = Task {
+        millis: millis / 10,
+        ..task
+    };
+    let first = mix(Mix {
+        interval_micros,
+        millis: warm_up.millis,
+    });
+    run(warm_up, tally, first, &call, &interrupt).await?;
+    noted().await;
+    // What A has kept, it keeps.
+    tally.forget();
+    let second = mix(Mix {
+        interval_micros,
+        millis,
+    });
+    let calls = run(task, tally, second, &call, &interrupt).await?;
+    let interrupts = noted().await.nanoseconds.into_iter();
+    Some(Heard {
+        others: mem::take(&mut tally.told.borrow_mut()),
+        calls,
+        interrupts: interrupts.map(Duration::from_nanos).collect(),
+    })
+}
+
+fn execmux(task: Task, load: &Load) -> Option<Heard> {
+    System::new().block_on(async {
+        let mux = Mux::connect(Config::new(load.url())).await.unwrap();
+        let tally = Rc::<Tally>::default();
+        let a = Flooded {
+            kept: (!task.a_consumes).then(Vec::new),
+            tally: tally.clone(),
+        };
+        mux.register("p0", session(a)).await.unwrap();
+        for n in 1..=OTHERS {
+            let other = session(Prompt(tally.clone()));
+            mux.register(format!("p{n}"), other).await.unwrap();
+        }
+        let mix = async |mix| mux.call(mix).await.unwrap();
+        let call = async || {
+            mux.metadata("/").await.unwrap();
+        };
+        let interrupt = async |process_id: String| {
+            mux.interrupt(process_id).await.unwrap();
+        };
+        let noted = async || mux.call(Latencies).await.unwrap();
+        measure(task, &tally, mix, call, interrupt, noted).await
+    })
+}
+
+fn baseline(task: Task, load: &Load) -> Option<Heard> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        let client = baseline::Client::connect(load.port()).await;
+        let tally = Rc::<Tally>::default();
+        let mut a = client.register("p0");
+        let mut stopped = None;
+        if task.a_consumes {
+            let tally = tally.clone();
+            tokio::task::spawn_local(async move {
+                while let Some(baseline::Event::Output(_)) = a.recv().await {
+                    tally.flood();
+                }
+            });
+        } else {
+            stopped = Some(a);
+        }
+        for n in 1..=OTHERS {
+            let other = client.register(&format!("p{n}"));
+            tokio::task::spawn_local(hear(other, tally.clone()));
+        }
+        let mix = async |mix: Mix| {
+            let mixed = client.call::<Mixed>(Mix::NAME, mix.params()).await;
+            mixed.unwrap()
+        };
+        let call = async || {
+            let params = json!({"path": "file:///"});
+            let answer = client.call::<baseline::Metadata>("fs/getMetadata", params);
+            answer.await.unwrap();
+        };
+        let interrupt = async |process_id: String| {
+            let params = json!({"processId": process_id, "signal": "interrupt"});
+            let answer = client.call::<Value>("process/signal", params);
+            answer.await.unwrap();
+        };
+        let noted = async || {
+            let noted = client.call::<Noted>(Latencies::NAME, json!({})).await;
+            noted.unwrap()
+        };
+        let heard = measure(task, &tally, mix, call, interrupt, noted).await;
+        drop(stopped);
+        heard
+    })
+}
+
+async fn hear(mut events: Receiver<baseline::Event>, tally: Rc<Tally>) {
+    while let Some(baseline::Event::Output(output)) = events.recv().await {
+        tally.tell(&output.chunk);
+    }
+}
+
+/// What is shown of one contender: p50 and p99 of the others, of calls and of interrupts.
+type Shown = [Option<Duration>; 6];
+
+/// Takes the median of the rounds, of each value by itself; of a stalled one there is none.
+fn shown(rounds: &[Option<Heard>]) -> Shown {
+    let values = |heard: &Heard| {
+        let parts = [&heard.others, &heard.calls, &heard.interrupts];
+        let [others, calls, interrupts] =
+            parts.map(|part| [percentile(50, part), percentile(99, part)]);
+        [
+            others[0],
+            others[1],
+            calls[0],
+            calls[1],
+            interrupts[0],
+            interrupts[1],
+        ]
+    };
+    let rounds: Vec<Shown> = rounds
+        .iter()
+        .map(|heard| heard.as_ref().map_or([None; 6], values))
+        .collect();
+    std::array::from_fn(|place| {
+        let all: Option<Vec<_>> = rounds.iter().map(|values| values[place]).collect();
+        percentile(50, &all?)
+    })
+}
+
+fn main() {
+    if load::is_wanted() {
+        return load::serve();
+    }
+    let options = Options::from_arguments();
+    // Before this thread is pinned: the load would inherit its one core.
+    let load = Load::start();
+    measure::pin(1);
+    let mut rows = Vec::new();
+    for (flood, interval_micros) in FLOODS {
+        let [consuming, stopped] = [true, false].map(|a_consumes| {
+            let task = Task {
+                interval_micros,
+                a_consumes,
+                millis: if options.is_test { 100 } else { 1000 },
+            };
+            let rounds = sample_in_turns(&options, &CONTENDERS, task, &load);
+            let shown = rounds
+                .into_iter()
+                .map(|(name, rounds)| (name, self::shown(&rounds)));
+            shown.collect::<Vec<_>>()
         });
+        for ((name, consuming), (_, stopped)) in consuming.into_iter().zip(stopped) {
+            assert!(consuming[5].is_some(), "{name} stalls");
+            assert!(name == "baseline" || stopped[5].is_some(), "{name} stalls");
+            rows.push(row(flood, name, "consumes", consuming, consuming));
+            rows.push(row(flood, name, "has stopped", stopped, consuming));
+        }
     }
-    group.finish();
+    print_table(
+        &[
+            "flood",
+            "",
+            "A",
+            "others p50 us",
+            "p99",
+            "calls p50",
+            "p99",
+            "interrupts p50",
+            "p99",
+            "others p50/consumes",
+            "p99/consumes",
+            "calls p50/consumes",
+            "p99/consumes",
+        ],
+        &rows,
+    );
 }
 
-criterion_group!(benches, isolation);
-criterion_main!(benches);
+fn row(flood: &str, name: &str, a: &str, values: Shown, consuming: Shown) -> Vec<String> {
+    let dash = || "-".to_owned();
+    let mut row = vec![flood.to_owned(), name.to_owned(), a.to_owned()];
+    row.extend(values.map(|value| value.map_or_else(dash, micros)));
+    let ratios = values.into_iter().zip(consuming).take(4);
+    row.extend(ratios.map(|(value, consuming)| {
+        value.map_or_else(dash, |value| {
+            let consuming = consuming.map(|consuming| consuming.as_secs_f64());
+            ratio(value.as_secs_f64(), consuming)
+        })
+    }));
+    row
+}

@@ -3,15 +3,26 @@
 //!
 //! `bench/flood {size, sessions, events}` is answered at once. Then `events` outputs of `size` bytes
 //! follow, to the processes p0, p1, … in turn. Their `seq` goes on from one flood to the next.
+//!
+//! `bench/mix`: see [`mix`]. `process/signal` notes how long ago the time was that the process id tells
+//! behind `t-`, in nanoseconds of [`measure::shared_time`]; `bench/latencies` answers with what was noted.
+//!
+//! `bench/end {sessions}` is answered at once; *exited* and *closed* follow of the processes p0, p1, ….
+//! `bench/drop` is not answered: the socket is dropped.
 #![allow(dead_code, missing_docs, unreachable_pub)]
+
+mod mix;
 
 use std::{
     borrow::Cow,
+    cell::RefCell,
     collections::{HashMap, VecDeque},
     io::{self, BufRead as _, BufReader, IoSlice},
     mem,
+    ops::Range,
     process::{Child, Command, Stdio},
     rc::Rc,
+    time::Duration,
 };
 
 use actix_http::ws::hash_key;
@@ -93,33 +104,41 @@ pub fn serve() {
         std::process::exit(0);
     });
     let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
+        .enable_all()
         .build()
         .expect("a runtime");
     let tasks = tokio::task::LocalSet::new();
     tasks.block_on(&runtime, async {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         println!("{}", listener.local_addr().expect("its address").port());
+        let files = Files::default();
         loop {
             let (socket, _) = listener.accept().await.expect("a client");
+            let files = files.clone();
             tokio::task::spawn_local(async move {
                 // A client that goes in the middle is done with its measurement.
-                let _gone = converse(socket).await;
+                let _gone = converse(socket, files).await;
             });
         }
     });
 }
 
-async fn converse(mut socket: TcpStream) -> io::Result<()> {
+/// Results of `fs/readFile`, by the size of the file. Made once for all connections.
+type Files = Rc<RefCell<HashMap<usize, Rc<[u8]>>>>;
+
+async fn converse(mut socket: TcpStream, files: Files) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let read = upgrade(&mut socket).await?;
     let conversation = Conversation {
         socket,
         read,
         answers: Vec::new(),
-        files: HashMap::new(),
+        files,
         last_seqs: Vec::new(),
         floods: VecDeque::new(),
+        mix: None,
+        unended: 0..0,
+        latencies: Vec::new(),
         heads: Vec::new(),
         head_ends: Vec::new(),
     };
@@ -170,6 +189,11 @@ struct FloodParams {
 }
 
 #[derive(Deserialize)]
+struct EndParams {
+    sessions: usize,
+}
+
+#[derive(Deserialize)]
 struct FileParams<'a> {
     #[serde(borrow)]
     path: Cow<'a, str>,
@@ -196,11 +220,16 @@ struct Conversation {
     socket: TcpStream,
     read: BytesMut,
     answers: Vec<u8>,
-    /// Results of `fs/readFile`, by the size of the file.
-    files: HashMap<usize, Rc<[u8]>>,
+    files: Files,
     /// Of each process.
     last_seqs: Vec<u64>,
     floods: VecDeque<Flood>,
+    /// What is to be written next, and the id of the request for it.
+    mix: Option<(String, mix::Params)>,
+    /// The processes whose ends are still to be told.
+    unended: Range<usize>,
+    /// How long interrupts took to get here.
+    latencies: Vec<Duration>,
     /// The beginnings of the frames of a batch, and where each ends.
     heads: Vec<u8>,
     head_ends: Vec<usize>,
@@ -214,6 +243,10 @@ impl Conversation {
                 return Ok(());
             }
             self.write_answers().await?;
+            self.write_ends().await?;
+            if let Some((id, params)) = self.mix.take() {
+                self.write_mix(&id, &params).await?;
+            }
             self.read.reserve(64 << 10);
             if self.floods.is_empty() {
                 if self.socket.read_buf(&mut self.read).await? == 0 {
@@ -280,6 +313,30 @@ impl Conversation {
                 self.begin_flood(&serde_json::from_str(params)?);
                 "{}".into()
             }
+            "bench/mix" => {
+                self.mix = Some((id, serde_json::from_str(params)?));
+                return Ok(None);
+            }
+            "bench/end" => {
+                let EndParams { sessions } = serde_json::from_str(params)?;
+                self.unended = 0..sessions;
+                "{}".into()
+            }
+            "bench/drop" => return Err(io::ErrorKind::ConnectionAborted.into()),
+            "bench/latencies" => {
+                let latencies = mem::take(&mut self.latencies).into_iter();
+                let nanoseconds: Vec<_> = latencies.map(|taken| taken.as_nanos()).collect();
+                format!(r#"{{"nanoseconds":{nanoseconds:?}}}"#).into()
+            }
+            "process/signal" => {
+                let now = measure::shared_time();
+                let ProcessParams { process_id } = serde_json::from_str(params)?;
+                let sent = process_id.get().trim_matches('"').strip_prefix("t-");
+                let sent = sent.and_then(|sent| sent.parse().ok());
+                let sent = sent.ok_or_else(|| io::Error::other("no time"))?;
+                self.latencies.push(now - Duration::from_nanos(sent));
+                "{}".into()
+            }
             "process/start" => {
                 let ProcessParams { process_id } = serde_json::from_str(params)?;
                 format!(r#"{{"processId":{process_id}}}"#).into()
@@ -312,12 +369,13 @@ impl Conversation {
         Ok(None)
     }
 
-    fn file(&mut self, size: usize) -> Rc<[u8]> {
+    fn file(&self, size: usize) -> Rc<[u8]> {
         let encode = || {
             let data = STANDARD.encode_to_string(vec![b'x'; size]);
             format!(r#"{{"dataBase64":"{data}"}}"#).into_bytes().into()
         };
-        self.files.entry(size).or_insert_with(encode).clone()
+        let mut files = self.files.borrow_mut();
+        files.entry(size).or_insert_with(encode).clone()
     }
 
     fn begin_flood(&mut self, params: &FloodParams) {
@@ -332,6 +390,34 @@ impl Conversation {
             process: 0,
             left: params.events,
         });
+    }
+
+    /// Tells all ends that are to be told.
+    async fn write_ends(&mut self) -> io::Result<()> {
+        while !self.unended.is_empty() {
+            self.heads.clear();
+            while self.heads.len() < BATCH
+                && let Some(process) = self.unended.next()
+            {
+                let (exited, closed) = match self.last_seqs.get_mut(process) {
+                    Some(last) => {
+                        *last += 2;
+                        (*last - 1, *last)
+                    }
+                    None => (1, 2),
+                };
+                let exited = format!(
+                    r#"{{"method":"process/exited","params":{{"processId":"p{process}","seq":{exited},"exitCode":0}}}}"#
+                );
+                let closed = format!(
+                    r#"{{"method":"process/closed","params":{{"processId":"p{process}","seq":{closed}}}}}"#
+                );
+                push_frame(0x1, &[exited.as_bytes()], &mut self.heads);
+                push_frame(0x1, &[closed.as_bytes()], &mut self.heads);
+            }
+            self.socket.write_all(&self.heads).await?;
+        }
+        Ok(())
     }
 
     async fn write_answers(&mut self) -> io::Result<()> {

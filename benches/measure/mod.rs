@@ -63,19 +63,35 @@ impl Options {
 }
 
 /// One of those that are compared, and how it is measured at a task `T`.
-pub struct Contender<T> {
+pub struct Contender<T, S = Sample> {
     pub name: &'static str,
-    pub measure: fn(T, &Load) -> Sample,
+    pub measure: fn(T, &Load) -> S,
 }
 
-/// Has the contenders that are wanted take turns, so that what else the machine does hits all alike, and
-/// returns the median of each.
+/// Has the contenders that are wanted take turns, and returns the median of each.
 pub fn take_turns<T: Copy>(
     options: &Options,
     contenders: &[Contender<T>],
     task: T,
     load: &Load,
 ) -> Medians {
+    let samples = sample_in_turns(options, contenders, task, load);
+    let medians = samples.iter();
+    Medians(
+        medians
+            .map(|(name, samples)| (*name, Sample::median(samples)))
+            .collect(),
+    )
+}
+
+/// Has the contenders that are wanted take turns, so that what else the machine does hits all alike, and
+/// returns the samples of each.
+pub fn sample_in_turns<T: Copy, S>(
+    options: &Options,
+    contenders: &[Contender<T, S>],
+    task: T,
+    load: &Load,
+) -> Vec<(&'static str, Vec<S>)> {
     let wanted = contenders.iter().filter(|one| options.wants(one.name));
     let mut samples: Vec<_> = wanted.map(|contender| (contender, Vec::new())).collect();
     for _ in 0..options.rounds {
@@ -83,12 +99,10 @@ pub fn take_turns<T: Copy>(
             samples.push((contender.measure)(task, load));
         }
     }
-    let medians = samples.iter();
-    Medians(
-        medians
-            .map(|(contender, samples)| (contender.name, Sample::median(samples)))
-            .collect(),
-    )
+    let samples = samples.into_iter();
+    samples
+        .map(|(contender, samples)| (contender.name, samples))
+        .collect()
 }
 
 /// The median of each contender.
@@ -173,17 +187,42 @@ pub fn median(durations: impl Iterator<Item = Duration>) -> Duration {
     sorted[sorted.len() / 2]
 }
 
-#[cfg(unix)]
-fn cpu_time() -> Duration {
-    use rustix::time::{ClockId, clock_gettime};
+/// Returns the value below which so many of a hundred are; `None` if there are none.
+pub fn percentile(percent: usize, durations: &[Duration]) -> Option<Duration> {
+    let mut sorted = durations.to_vec();
+    sorted.sort_unstable();
+    let place = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
+    sorted.get(place).copied()
+}
 
-    let time = clock_gettime(ClockId::ProcessCPUTime);
+/// How much time this process has had of all cores, in user and kernel.
+#[cfg(unix)]
+pub fn cpu_time() -> Duration {
+    read_clock(rustix::time::ClockId::ProcessCPUTime)
+}
+
+/// The time on a clock that all processes of this machine share, so that one can say when it wrote
+/// something, and another how long ago that was.
+#[cfg(unix)]
+pub fn shared_time() -> Duration {
+    read_clock(rustix::time::ClockId::Monotonic)
+}
+
+#[cfg(unix)]
+fn read_clock(clock: rustix::time::ClockId) -> Duration {
+    let time = rustix::time::clock_gettime(clock);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 #[cfg(not(unix))]
-fn cpu_time() -> Duration {
+pub fn cpu_time() -> Duration {
     Duration::ZERO
+}
+
+#[cfg(not(unix))]
+pub fn shared_time() -> Duration {
+    let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
+    since.expect("a time after 1970")
 }
 
 /// Keeps this thread, and those it starts, on one core of those it may use: the load on one, what is
@@ -234,6 +273,16 @@ pub fn print_table(headings: &[&str], rows: &[Vec<String>]) {
 /// Shows a rate: thousands, which is as exact as it is.
 pub fn thousands(rate: f64) -> String {
     format!("{:.1}k", rate / 1e3)
+}
+
+/// Shows microseconds.
+pub fn micros(duration: Duration) -> String {
+    format!("{:.1}", duration.as_secs_f64() * 1e6)
+}
+
+/// Shows microseconds for each of so many.
+pub fn micros_each(duration: Duration, count: u64) -> String {
+    format!("{:.2}", duration.as_secs_f64() * 1e6 / count as f64)
 }
 
 /// Shows how many times `other` it is.
