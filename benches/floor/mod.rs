@@ -27,7 +27,7 @@ impl Floor {
         let client = awc::Client::builder()
             .connector(awc::Connector::new().connector(tcp))
             .finish();
-        let request = client.ws(url).max_frame_size(64 << 20);
+        let request = client.ws(url).max_frame_size(128 << 20);
         let (_, socket) = request.connect().await.expect("an upgrade");
         Floor { socket }
     }
