@@ -144,6 +144,11 @@ impl Handler<SessionEvent> for Listener {
     }
 }
 
+/// Lets all that was started have its first turn before the clock runs.
+async fn settle() {
+    tokio::time::sleep(Duration::from_millis(5)).await;
+}
+
 fn execmux(sessions: usize, load: &Load, make: fn(Rc<Untold>) -> Session) -> Told {
     System::new().block_on(async {
         let mut config = Config::new(load.url());
@@ -154,6 +159,7 @@ fn execmux(sessions: usize, load: &Load, make: fn(Rc<Untold>) -> Session) -> Tol
             let session = make(untold.clone());
             mux.register(format!("p{n}"), session).await.unwrap();
         }
+        settle().await;
         let begun = Instant::now();
         mux.connection().do_send(Call::new(Drop));
         untold.wait(begun).await
@@ -177,8 +183,7 @@ fn baseline(sessions: usize, load: &Load) -> Told {
                 }
             });
         }
-        // Each task has its first turn before the clock runs, as the actors have had theirs.
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        settle().await;
         let begun = Instant::now();
         let (_lost, told) = tokio::join!(
             client.call::<Value>(Drop::NAME, json!({})),
