@@ -73,7 +73,7 @@ use crate::{
     config::Config,
     error::{CallError, DisconnectReason, JsonError},
     protocol::{
-        Lane, Method, Notifications, ProcessId, Repeat,
+        FileContent, Lane, Method, Notifications, ProcessId, Repeat,
         jsonrpc::{self, ErrorObject},
     },
     task::{Alive, Task},
@@ -173,6 +173,11 @@ enum Reply {
         id: RequestId,
         /// `None` if the server left it out.
         result: Option<ByteString>,
+    },
+    /// A result that is what a file holds, decoded already.
+    File {
+        id: RequestId,
+        file: FileContent,
     },
     Error {
         id: RequestId,
@@ -429,37 +434,44 @@ impl Connection {
     }
 
     fn answer(&mut self, reply: Reply) {
-        let (id, outcome) = match reply {
-            Reply::Result { id, result } => (id, Ok(result)),
-            Reply::Error { id, error } => (id, Err(error)),
-            Reply::Unknown => {
-                self.statistics.unknown_answers += 1;
-                return;
+        match reply {
+            Reply::Result { id, result } => {
+                let Some(Entry { method, slot, .. }) = self.take_answered(id) else {
+                    return;
+                };
+                slot.resolve(result.ok_or_else(|| CallError::InvalidResponse {
+                    method,
+                    source: JsonError::new("it has neither result nor error"),
+                }));
             }
-            Reply::ConnectionError => {
-                self.statistics.connection_errors += 1;
-                return;
+            Reply::File { id, file } => {
+                if let Some(entry) = self.take_answered(id) {
+                    entry.slot.resolve_file(file);
+                }
             }
-        };
+            Reply::Error { id, error } => {
+                if let Some(Entry { method, slot, .. }) = self.take_answered(id) {
+                    slot.resolve(Err(CallError::Rejected {
+                        method,
+                        code: error.code,
+                        message: error.message,
+                    }));
+                }
+            }
+            Reply::Unknown => self.statistics.unknown_answers += 1,
+            Reply::ConnectionError => self.statistics.connection_errors += 1,
+        }
+    }
+
+    /// Takes out the call that is answered, if there is one.
+    fn take_answered(&mut self, id: RequestId) -> Option<Entry> {
         self.outgoing.answered(id);
         let entry = self.pending.borrow_mut().take(id);
-        let Some(Entry { method, slot, .. }) = entry else {
+        if entry.is_none() {
             debug!(id; "answer to no known call ignored");
             self.statistics.unknown_answers += 1;
-            return;
-        };
-        slot.resolve(match outcome {
-            Ok(Some(result)) => Ok(result),
-            Ok(None) => Err(CallError::InvalidResponse {
-                method,
-                source: JsonError::new("it has neither result nor error"),
-            }),
-            Err(ErrorObject { code, message }) => Err(CallError::Rejected {
-                method,
-                code,
-                message,
-            }),
-        });
+        }
+        entry
     }
 
     /// The one place where a connection ends: tells every call, the recipient of events and everyone who

@@ -11,6 +11,7 @@
 //! | `StartEnded`, `ReadEnded`, `Unterminated` | – | the router's own calls |
 //! | `CreditReturned` | – | whoever consumes output that a session waited for |
 //! | `CheckSessions` | – | the router's timer |
+//! | `TurnOver` | – | the router's own task, behind the sessions that it has woken |
 //!
 //! It sends [`SessionEvent`]s, and never waits for a session. A session that has chosen
 //! [`Overflow::Block`] makes the connection wait instead: its batch is not *taken*.
@@ -62,7 +63,7 @@ use crate::{
     },
     error::{CallError, DisconnectReason, FailureReason, RegisterError},
     protocol::{ErrorCode, Notifications, ProcessEvent, ProcessId, ReadProcess, Repeat, Terminate},
-    task::{Alive, Task},
+    task::{self, Alive, Task},
 };
 
 /// Registers a session for a process that something else starts, or has started.
@@ -138,6 +139,13 @@ impl Message for Unterminated {
     type Result = ();
 }
 
+/// The sessions that were told something have had their time to consume it, if they run on this thread.
+struct TurnOver;
+
+impl Message for TurnOver {
+    type Result = ();
+}
+
 /// It is time to look for sessions that have stopped.
 struct CheckSessions;
 
@@ -154,6 +162,8 @@ pub struct Router {
     routes: Routes,
     /// Where the routes of a batch are.
     places: Vec<Option<Place>>,
+    /// Counts the times that sessions have had to consume: before that, none is behind.
+    turn: u64,
     /// Sessions that want to read what they have missed.
     turns: Turns,
     /// What waits for a session that has chosen [`Overflow::Block`].
@@ -183,6 +193,19 @@ enum State {
     Closed(DisconnectReason),
 }
 
+/// An event that has to wait, and until when.
+struct HeldUp {
+    event: ProcessEvent,
+    until: Until,
+}
+
+enum Until {
+    /// What came just before it has had time to be consumed.
+    TurnOver,
+    /// The session has consumed, however long that takes.
+    Credit,
+}
+
 /// The time that the processes have to end.
 struct Draining {
     until: Instant,
@@ -203,6 +226,7 @@ impl Router {
             connection,
             routes: Routes::default(),
             places: Vec::new(),
+            turn: 1,
             turns: Turns::default(),
             parked: None,
             orphans: Vec::new(),
@@ -284,15 +308,21 @@ impl Router {
             let process_id = notifications.process_id(&entry);
             let place = found.next().flatten();
             let mut attempts = 0;
-            while let Some(blocked) =
+            while let Some(held_up) =
                 self.forward(process_id, place, entry.seq, entry.event, context)
             {
                 attempts += 1;
-                let is_worth_waiting = self
-                    .routes
-                    .get_mut(process_id)
-                    .is_some_and(|route| route.delivery.wait_for_credit(&blocked));
-                entry.event = blocked;
+                let is_worth_waiting = match held_up.until {
+                    Until::TurnOver => {
+                        self.end_turn(context);
+                        true
+                    }
+                    Until::Credit => self
+                        .routes
+                        .get_mut(process_id)
+                        .is_some_and(|route| route.delivery.wait_for_credit(&held_up.event)),
+                };
+                entry.event = held_up.event;
                 // Either its credit has just returned, or it is not this session that holds what is
                 // missing: then it is looked at again with the next check.
                 if is_worth_waiting || attempts > 1 {
@@ -305,6 +335,16 @@ impl Router {
         self.places = places;
         notifications.clear();
         Ok(notifications)
+    }
+
+    /// Lets the sessions consume that were woken, and then goes on.
+    fn end_turn(&self, context: &mut Context<Self>) {
+        let router = context.address().downgrade();
+        task::spawn(async move {
+            if let Some(router) = router.upgrade() {
+                router.do_send(TurnOver);
+            }
+        });
     }
 
     /// Goes on with what had to wait.
@@ -327,7 +367,7 @@ impl Router {
         seq: u64,
         event: ProcessEvent,
         context: &mut Context<Self>,
-    ) -> Option<ProcessEvent> {
+    ) -> Option<HeldUp> {
         let route = match place {
             Some(place) if self.routes.is_there(place) => self.routes.at(place),
             _ => self.routes.get_mut(process_id),
@@ -342,10 +382,24 @@ impl Router {
             self.abandon(process_id.into(), context);
             return None;
         };
-        let deliver = |event| reached.send(event);
-        match route.delivery.accept(seq, event, deliver) {
+        let deliver = |event| {
+            route.delivered_in = self.turn;
+            reached.send(event);
+        };
+        let progress = match route.delivery.accept(seq, event, deliver) {
+            Progress::NoCredit(event) if route.delivered_in == self.turn => {
+                let until = Until::TurnOver;
+                return Some(HeldUp { event, until });
+            }
+            Progress::NoCredit(event) => route.delivery.overflow(seq, event),
+            progress => progress,
+        };
+        match progress {
             Progress::Open if !route.delivery.wants_read() => {}
-            Progress::Blocked(event) => return Some(event),
+            Progress::Blocked(event) => {
+                let until = Until::Credit;
+                return Some(HeldUp { event, until });
+            }
             progress => self.go_on(process_id.into(), progress, context),
         }
         None
@@ -355,7 +409,7 @@ impl Router {
     fn go_on(&mut self, process_id: ProcessId, progress: Progress, context: &mut Context<Self>) {
         // The route goes first: whoever hears the last event may use the process id again.
         let (route, last) = match progress {
-            Progress::Open | Progress::Blocked(_) => {
+            Progress::Open | Progress::NoCredit(_) | Progress::Blocked(_) => {
                 self.queue_read(&process_id);
                 self.read_next(context);
                 return;
@@ -460,15 +514,17 @@ impl Router {
         });
     }
 
-    /// The one place where routing ends: tells every session and everyone who waits for it, once.
-    fn close(&mut self, reason: DisconnectReason) {
+    /// The one place where routing ends: tells every session and everyone who waits for it, once. Returns
+    /// the routes, with which sessions may end that nobody else holds.
+    fn close(&mut self, reason: DisconnectReason) -> Vec<Route> {
         if let State::Closed(_) = self.state {
-            return;
+            return Vec::new();
         }
         let state = mem::replace(&mut self.state, State::Closed(reason.clone()));
+        let routes: Vec<_> = self.routes.drain().collect();
         for Route {
             session, delivery, ..
-        } in self.routes.drain()
+        } in &routes
         {
             session.send(delivery.fail(FailureReason::Disconnected(reason.clone())));
         }
@@ -482,6 +538,7 @@ impl Router {
                 let _gone = shutdown.send(());
             }
         }
+        routes
     }
 }
 
@@ -647,6 +704,7 @@ impl Handler<ConnectionEvent> for Router {
     fn handle(&mut self, event: ConnectionEvent, context: &mut Self::Context) -> Taken {
         match event {
             ConnectionEvent::Notifications(notifications) => {
+                self.turn += 1;
                 return match self.forward_all(notifications, context) {
                     Ok(notifications) => Taken::Now(notifications),
                     Err(parked) => {
@@ -685,7 +743,11 @@ impl Handler<ConnectionEvent> for Router {
                 }
                 self.read_next(context);
             }
-            ConnectionEvent::Disconnected(reason) => self.close(reason),
+            ConnectionEvent::Disconnected(reason) => {
+                let routes = self.close(reason);
+                // After all have been told: the end of a session takes longer than that.
+                task::spawn(async { drop(routes) });
+            }
         }
         Taken::Now(Notifications::default())
     }
@@ -783,6 +845,15 @@ impl Handler<CheckSessions> for Router {
         if is_idle {
             self.checking = None;
         }
+    }
+}
+
+impl Handler<TurnOver> for Router {
+    type Result = ();
+
+    fn handle(&mut self, _: TurnOver, context: &mut Self::Context) {
+        self.turn += 1;
+        self.unpark(context);
     }
 }
 

@@ -409,29 +409,32 @@ async fn p3_p4_a_session_that_does_not_consume_fails_alone_at_its_budget() {
 }
 
 #[actix::test]
-async fn p3_a_session_that_consumes_is_not_failed_by_what_comes_at_once() {
-    checked(async {
-        let mut config = config();
-        config.session_budget = 150_000;
-        let (mux, mut peer) = Peer::connect(config).await;
-        let (session, recording) = Recorder::start_session();
-        start(&mux, &mut peer, "p", session).await;
-        // Makes the read buffer large, and then fills it at once.
-        peer.send(json!({"id": 99, "result": "x".repeat(1_000_000)}))
-            .await;
-        let chunk = base64_simd::STANDARD.encode_to_string("x".repeat(1000));
-        let mut said = Vec::new();
-        for seq in 1..=1000 {
-            let params = json!({"processId": "p", "seq": seq, "stream": "stdout", "chunk": chunk});
-            let output = json!({"method": "process/output", "params": params}).to_string();
-            said.extend_from_slice(&frame(ws::Message::Text(output.into())));
-        }
-        peer.bytes(&said).await;
-        peer.exited("p", 1001, 0).await;
-        peer.closed("p", 1002).await;
-        assert_eq!(recording.record().await.stdout.len(), 1_000_000);
-    })
-    .await;
+async fn p3_a_session_that_consumes_is_not_behind_however_much_comes_at_once() {
+    for overflow in [Overflow::Heal, Overflow::Fail, Overflow::Block] {
+        checked(async {
+            let (mux, mut peer) = Peer::connect(config()).await;
+            let (session, recording) = Recorder::start_session();
+            let session = session.budget(10_000).overflow(overflow);
+            start(&mux, &mut peer, "p", session).await;
+            // Makes the read buffer large, and then fills it at once.
+            peer.send(json!({"id": 99, "result": "x".repeat(1_000_000)}))
+                .await;
+            let chunk = base64_simd::STANDARD.encode_to_string("x".repeat(1000));
+            let mut said = Vec::new();
+            for seq in 1..=1000 {
+                let params =
+                    json!({"processId": "p", "seq": seq, "stream": "stdout", "chunk": chunk});
+                let output = json!({"method": "process/output", "params": params}).to_string();
+                said.extend_from_slice(&frame(ws::Message::Text(output.into())));
+            }
+            peer.bytes(&said).await;
+            peer.exited("p", 1001, 0).await;
+            peer.closed("p", 1002).await;
+            // Nothing had to be read again.
+            assert_eq!(recording.record().await.stdout.len(), 1_000_000);
+        })
+        .await;
+    }
 }
 
 /// What a server answers to a read, of outputs with 1,000 letters.

@@ -1,6 +1,6 @@
 //! A call as its callers see it, and the slot in which it awaits its answer.
 
-use std::{cell::RefCell, fmt, rc::Rc, time::Duration};
+use std::{any::Any, cell::RefCell, fmt, rc::Rc, time::Duration};
 
 use actix::{
     Context, Message,
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     error::{CallError, JsonError},
-    protocol::{Method, Repeat},
+    protocol::{FileContent, Method, Repeat},
 };
 
 /// Calls a remote method: one request, one answer.
@@ -137,6 +137,23 @@ impl<M: Method> ReplySlot for CallSlot<M> {
         {
             // A caller that goes at this moment does not need the answer.
             let _gone = sender.send(outcome.and_then(|json| decode_response::<M>(&json)));
+        }
+    }
+
+    fn resolve_file(self: Box<Self>, file: FileContent) {
+        let mut file = Some(file);
+        let same = (&mut file as &mut dyn Any).downcast_mut::<Option<M::Response>>();
+        let response = same.and_then(Option::take);
+        match (response, file) {
+            (Some(response), _) => {
+                if let Some(sender) = self.0 {
+                    // A caller that has gone does not need the answer.
+                    let _gone = sender.send(Ok(response));
+                }
+            }
+            // A method of the application's own, which has another type for it.
+            (None, Some(file)) => self.resolve(Ok(file.to_json())),
+            (None, None) => {}
         }
     }
 

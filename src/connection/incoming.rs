@@ -20,7 +20,7 @@ use super::{
 use crate::{
     error::DisconnectReason,
     protocol::{
-        Notification, Notifications, ProcessEvent,
+        FileContent, Notification, Notifications, ProcessEvent,
         jsonrpc::{self, Id, Incoming, PlainOutput},
     },
 };
@@ -207,6 +207,11 @@ impl Batch {
             } = output;
             let event = ProcessEvent::Output { stream, chunk };
             self.notifications.push(process_id, seq, event);
+            return Ok(());
+        }
+        if let Some((id, content)) = jsonrpc::plain_file(text.bytes()) {
+            let file = FileContent { content };
+            self.replies.push(Reply::File { id, file });
             return Ok(());
         }
         let text = text.into_string()?;

@@ -11,7 +11,10 @@ use bytestring::ByteString;
 use tokio::time::Instant;
 
 use super::queue::Request;
-use crate::error::{CallError, DisconnectReason};
+use crate::{
+    error::{CallError, DisconnectReason},
+    protocol::FileContent,
+};
 
 /// Returns `now + duration`, or, for those who mean "never" by it, an instant far enough.
 pub(crate) fn after(now: Instant, duration: Duration) -> Instant {
@@ -26,6 +29,11 @@ pub(crate) type RequestId = i64;
 pub(crate) trait ReplySlot {
     /// Hands over the answer: the JSON of the result, or why there is none.
     fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>);
+
+    /// Hands over a result that is what a file holds, decoded already.
+    fn resolve_file(self: Box<Self>, file: FileContent) {
+        self.resolve(Ok(file.to_json()));
+    }
 
     /// Whether nobody waits for the answer any more.
     fn is_abandoned(&self) -> bool;

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use bytestring::ByteString;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -88,6 +89,16 @@ pub struct FileContent {
     /// The bytes.
     #[serde(rename = "dataBase64", deserialize_with = "base64::deserialize")]
     pub content: Bytes,
+}
+
+impl FileContent {
+    /// Writes it as it came.
+    pub(crate) fn to_json(&self) -> ByteString {
+        let mut json = br#"{"dataBase64":"#.to_vec();
+        base64::append_json(&self.content, &mut json);
+        json.push(b'}');
+        ByteString::try_from(json).unwrap_or_default()
+    }
 }
 
 impl std::fmt::Debug for FileContent {

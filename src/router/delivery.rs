@@ -126,6 +126,9 @@ enum Granted {
 pub(crate) enum Progress {
     /// More is to come.
     Open,
+    /// There is no credit for this event. Either it is accepted again when the session has had the time
+    /// to consume, or it has [overflown](Delivery::overflow).
+    NoCredit(ProcessEvent),
     /// There is no credit for this event, which is to be accepted again when some has returned.
     Blocked(ProcessEvent),
     /// This is the last event: *closed*.
@@ -172,7 +175,7 @@ impl Delivery {
             // As nearly always.
             ProcessEvent::Output { stream, chunk } if self.is_in_order(seq) => {
                 let Some(permit) = self.budget.take(chunk.len(), 0) else {
-                    return self.overflow(seq, ProcessEvent::Output { stream, chunk });
+                    return Progress::NoCredit(ProcessEvent::Output { stream, chunk });
                 };
                 deliver(self.output(seq, stream, chunk, permit));
                 return Progress::Open;
@@ -200,7 +203,7 @@ impl Delivery {
                 }
                 let own = self.own(seq, chunk.len());
                 let Some(permit) = self.budget.take(chunk.len(), own) else {
-                    return self.overflow(seq, ProcessEvent::Output { stream, chunk });
+                    return Progress::NoCredit(ProcessEvent::Output { stream, chunk });
                 };
                 Granted::Output {
                     stream,
@@ -536,7 +539,8 @@ impl Delivery {
         }
     }
 
-    fn overflow(&mut self, seq: u64, event: ProcessEvent) -> Progress {
+    /// Does what the session has chosen with an event for which it has no credit.
+    pub(crate) fn overflow(&mut self, seq: u64, event: ProcessEvent) -> Progress {
         // What is held up by an earlier event is not the session's to consume.
         let policy = if self.budget.held() > self.early_held {
             self.policy()

@@ -28,6 +28,8 @@ pub(crate) struct Route {
     key: RouteKey,
     pub(crate) session: Session,
     pub(crate) delivery: Delivery,
+    /// When something was last delivered to it, in turns of the router's.
+    pub(crate) delivered_in: u64,
     /// Whether the server has not yet answered the start of the process.
     pub(crate) starting: bool,
     /// Whether the server was heard of to know the process. Until then it may be that somebody is yet to
@@ -88,6 +90,7 @@ impl Routes {
                     key,
                     session,
                     delivery,
+                    delivered_in: 0,
                     starting: false,
                     is_known: after_seq > 0,
                     is_queued: false,

@@ -1,4 +1,5 @@
-//! The short way for what comes most: output, in the very form in which servers send it.
+//! The short way for what comes most, output, and for what is largest, files: in the very form in which
+//! servers send them.
 //!
 //! Whatever is written in any other form, be it an escape or a space, is left to [`decode`](super::decode),
 //! which knows them all and has the words for what is wrong. Here nothing is an error.
@@ -39,6 +40,16 @@ pub(crate) fn plain_output(text: &[u8]) -> Option<PlainOutput<'_>> {
         stream,
         chunk: base64::decode(chunk)?,
     })
+}
+
+/// Reads the answer to a request for a file, if it is written as servers do. Returns the id of the request
+/// and the bytes.
+pub(crate) fn plain_file(text: &[u8]) -> Option<(i64, Bytes)> {
+    let (id, rest) = number(text.strip_prefix(br#"{"id":"#)?)?;
+    let id = i64::try_from(id).ok()?;
+    let rest = rest.strip_prefix(br#","result":{"dataBase64":""#)?;
+    let content = base64::decode(rest.strip_suffix(br#""}}"#)?)?;
+    Some((id, content))
 }
 
 /// Reads the rest of a string of which the opening quote is gone, if it is ASCII and without escapes.

@@ -285,7 +285,7 @@ impl Run {
         match progress {
             Progress::Open => {}
             Progress::Closed(last) | Progress::Failed(last) => self.told.hear(last, &self.server),
-            Progress::Blocked(_) => panic!("only pushes are blocked"),
+            Progress::NoCredit(_) | Progress::Blocked(_) => panic!("only pushes are blocked"),
         }
     }
 
@@ -306,10 +306,12 @@ impl Run {
 
     fn accept(&mut self, seq: u64, event: ProcessEvent) {
         let (told, server) = (&mut self.told, &self.server);
-        match self
-            .delivery
-            .accept(seq, event, |event| told.hear(event, server))
-        {
+        let delivery = &mut self.delivery;
+        let progress = match delivery.accept(seq, event, |event| told.hear(event, server)) {
+            Progress::NoCredit(event) => delivery.overflow(seq, event),
+            progress => progress,
+        };
+        match progress {
             Progress::Blocked(event) => {
                 self.delivery.wait_for_credit(&event);
                 self.parked = Some((seq, event));

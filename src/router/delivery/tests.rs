@@ -17,6 +17,19 @@ fn exited(exit_code: i32) -> ProcessEvent {
     }
 }
 
+/// Has a session that has had its time overflow at once.
+fn accept(
+    delivery: &mut Delivery,
+    seq: u64,
+    event: ProcessEvent,
+    deliver: impl FnMut(SessionEvent),
+) -> Progress {
+    match delivery.accept(seq, event, deliver) {
+        Progress::NoCredit(event) => delivery.overflow(seq, event),
+        progress => progress,
+    }
+}
+
 /// Feeds events and writes down what comes out, one word for each.
 fn run(
     delivery: &mut Delivery,
@@ -25,9 +38,9 @@ fn run(
     let mut told = Vec::new();
     for (seq, event) in events {
         let mut delivered = Vec::new();
-        match delivery.accept(seq, event, |event| delivered.push(event)) {
+        match accept(delivery, seq, event, |event| delivered.push(event)) {
             Progress::Open => {}
-            Progress::Blocked(_) => panic!("blocked at {seq}"),
+            Progress::NoCredit(_) | Progress::Blocked(_) => panic!("blocked at {seq}"),
             Progress::Closed(last) | Progress::Failed(last) => delivered.push(last),
         }
         told.extend(delivered.iter().map(word));
@@ -162,7 +175,7 @@ fn a_delivery_can_begin_in_the_middle() {
 fn fill(delivery: &mut Delivery, seqs: std::ops::RangeInclusive<u64>) -> Vec<SessionEvent> {
     let mut held = Vec::new();
     for seq in seqs {
-        let progress = delivery.accept(seq, output("x"), |event| held.push(event));
+        let progress = accept(delivery, seq, output("x"), |event| held.push(event));
         assert!(matches!(progress, Progress::Open), "{seq}: {progress:?}");
     }
     held
@@ -172,7 +185,7 @@ fn fill(delivery: &mut Delivery, seqs: std::ops::RangeInclusive<u64>) -> Vec<Ses
 fn p4_a_session_that_chose_to_fails_at_its_budget() {
     let mut delivery = delivery_with(1000, Overflow::Fail);
     let held = fill(&mut delivery, 1..=7);
-    let Progress::Failed(last) = delivery.accept(8, output("x"), |_| {}) else {
+    let Progress::Failed(last) = accept(&mut delivery, 8, output("x"), |_| {}) else {
         panic!("over its budget");
     };
     assert_eq!(
@@ -187,7 +200,7 @@ fn p4_a_session_that_chose_to_makes_its_server_wait() {
     let mut delivery = delivery_with(1000, Overflow::Block);
     let mut held = fill(&mut delivery, 1..=7);
     for (seq, event) in [(8, output("x")), (9, output("y"))] {
-        match delivery.accept(seq, event, |_| {}) {
+        match accept(&mut delivery, seq, event, |_| {}) {
             Progress::Blocked(ProcessEvent::Output { .. }) => {}
             other => panic!("{other:?}"),
         }
@@ -265,7 +278,7 @@ fn answer(delivery: &mut Delivery, number: u64, read: RetainedOutput) -> Vec<Str
     let mut told = Vec::new();
     match delivery.accept_read(number, read, |event| told.push(word(&event))) {
         Progress::Open => {}
-        Progress::Blocked(_) => panic!("reads do not block"),
+        Progress::NoCredit(_) | Progress::Blocked(_) => panic!("reads do not block"),
         Progress::Closed(last) | Progress::Failed(last) => told.push(word(&last)),
     }
     told
