@@ -21,7 +21,7 @@
 
 mod call;
 mod dial;
-mod frame;
+pub(crate) mod frame;
 mod handshake;
 mod incoming;
 mod lifecycle;

@@ -76,9 +76,14 @@
 mod config;
 mod connection;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod mux;
 pub mod protocol;
 mod router;
+#[cfg(test)]
+mod seeds;
 mod task;
 
 pub use crate::{

@@ -11,6 +11,9 @@ use bytestring::ByteString;
 
 use crate::error::DisconnectReason;
 
+#[cfg(test)]
+mod pieces;
+
 /// A message of the peer, whole.
 #[derive(Debug)]
 pub(crate) enum Message<'b> {
@@ -166,6 +169,13 @@ impl Decoder {
         self.fragments.is_some()
     }
 
+    /// How much has come of a message in fragments.
+    pub(crate) fn joined_len(&self) -> usize {
+        self.fragments
+            .as_ref()
+            .map_or(0, |(_, joined)| joined.len())
+    }
+
     fn header(&self, buffer: &[u8]) -> Result<Option<Header>, DisconnectReason> {
         let &[first, second, ref rest @ ..] = buffer else {
             return Ok(None);
@@ -216,10 +226,7 @@ impl Decoder {
 
     /// Checks the size of the message that a data frame of `length` bytes would make.
     fn within_limit(&self, length: u64) -> Result<usize, DisconnectReason> {
-        let joined = self
-            .fragments
-            .as_ref()
-            .map_or(0, |(_, joined)| joined.len());
+        let joined = self.joined_len();
         let size = length.saturating_add(joined as u64);
         match usize::try_from(size) {
             Ok(size) if size <= self.max_message_size => Ok(size - joined),

@@ -80,6 +80,7 @@ impl de::Visitor<'_> for Base64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seeds::{self, Random};
 
     fn decode(json: &str) -> Result<Bytes, serde_json::Error> {
         deserialize(&mut serde_json::Deserializer::from_str(json))
@@ -113,5 +114,108 @@ mod tests {
             assert!(error.starts_with("invalid base64"), "{json}: {error}");
         }
         assert!(decode("7").is_err());
+    }
+
+    /// Checks that a text decodes to the same as with a decoder that is strict by itself.
+    fn check(text: &[u8]) {
+        let expected = base64_simd::STANDARD.decode_to_vec(text).ok();
+        let decoded = super::decode(text);
+        assert!(
+            decoded.as_deref() == expected.as_deref(),
+            "{decoded:?} where it should be {expected:?}: {}",
+            text.escape_ascii()
+        );
+    }
+
+    fn random_bytes(random: &mut Random, length: usize) -> Vec<u8> {
+        (0..length).map(|_| random.next() as u8).collect()
+    }
+
+    /// Encodes with both, which are to agree, and decodes it again.
+    fn check_round_trip(bytes: &[u8]) -> Vec<u8> {
+        let mut json = b"[".to_vec();
+        append_json(bytes, &mut json);
+        let text = base64_simd::STANDARD.encode_to_string(bytes);
+        assert!(json == format!("[\"{text}\"").into_bytes(), "{text}");
+        assert!(super::decode(text.as_bytes()).unwrap() == bytes, "{text}");
+        text.into_bytes()
+    }
+
+    #[test]
+    fn what_is_encoded_decodes_at_every_length() {
+        let mut random = Random::of(0, "lengths");
+        for length in 0..=600 {
+            for bytes in [
+                vec![0; length],
+                vec![0xFF; length],
+                random_bytes(&mut random, length),
+            ] {
+                check_round_trip(&bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn p10_every_text_of_four_characters_around_the_padding_decodes_as_it_should() {
+        // Each last character there is, and characters that are none.
+        for [a, b] in [[b'A', b'B'], [b'/', b'='], [b'=', b'A'], [b'=', b'=']] {
+            for c in 0..=u8::MAX {
+                for d in 0..=u8::MAX {
+                    check(&[a, b, c, d]);
+                    check(&[a, c, b, d]);
+                    check(&[a, c, d, b]);
+                    check(&[c, a, d, b]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn p10_a_text_with_any_one_character_changed_decodes_as_it_should() {
+        let mut random = Random::of(0, "changes");
+        // Of all paddings, on both sides of the widths at which decoders go by.
+        for length in (0..=26).chain(46..=50).chain(94..=98) {
+            let text = check_round_trip(&random_bytes(&mut random, length));
+            for at in 0..text.len() {
+                let mut changed = text.clone();
+                for byte in 0..=u8::MAX {
+                    changed[at] = byte;
+                    check(&changed);
+                }
+                check(&text[..at]);
+                check(&[&text[..at], &text[at + 1..]].concat());
+                for added in [&b"="[..], b"==", b"===", b"====", b"A", b"AAAA", b"\n"] {
+                    check(&[&text[..at], added, &text[at..]].concat());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn p10_long_texts_decode_as_they_should_wherever_they_are_wrong() {
+        seeds::each(500, "base64", |random| {
+            let below = random.pick(&[600, 5_000, 100 << 10]);
+            let length = random.below(below) as usize;
+            let mut text = check_round_trip(&random_bytes(random, length));
+            for _ in 0..1 + random.below(3) {
+                let byte = random.pick(b"=-_ \n\"\\\0\x7F\x80\xFFAB/");
+                let at = match random.chance(50) {
+                    true => random.below(text.len() as u64 + 1) as usize,
+                    false => text.len() - text.len().min(random.below(6) as usize),
+                };
+                match random.below(3) {
+                    0 if at < text.len() => text[at] = byte,
+                    1 => text.truncate(at),
+                    _ => text.insert(at, byte),
+                }
+                check(&text);
+            }
+        });
+        seeds::each(2_000, "no base64", |random| {
+            let length = random.below(600) as usize;
+            check(&random_bytes(random, length));
+            let text: Vec<u8> = (0..length).map(|_| random.pick(b"A/+z09BQ=")).collect();
+            check(&text);
+        });
     }
 }

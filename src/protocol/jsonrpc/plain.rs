@@ -8,6 +8,9 @@ use bytes::Bytes;
 
 use crate::protocol::{Stream, base64};
 
+#[cfg(test)]
+mod tests;
+
 /// A `process/output`, its process id where it lies.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct PlainOutput<'a> {

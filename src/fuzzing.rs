@@ -1,0 +1,206 @@
+//! What holds whatever a peer sends: checked by the fuzzer, and by the tests with bytes of their own.
+
+use std::{io::Write as _, iter};
+
+use bytes::{Bytes, BytesMut};
+
+use crate::{
+    connection::frame::{Decoder, Message},
+    protocol::{
+        Notification, ProcessEvent, Stream, base64,
+        jsonrpc::{self, Incoming, PlainOutput},
+    },
+};
+
+/// Which of its readers a message is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// The one for output as servers write it.
+    Short,
+    /// The one for everything.
+    General,
+    /// None: it ends the connection.
+    Refused,
+}
+
+/// Checks that the two ways to read a message agree: what the short one accepts, the general one reads the
+/// same, and the short one leaves nothing that is written in its form.
+pub fn message(text: &[u8]) -> Way {
+    let general = str::from_utf8(text)
+        .ok()
+        .and_then(|text| jsonrpc::decode(text).ok());
+    let Some(output) = jsonrpc::plain_output(text) else {
+        return match general {
+            Some(Incoming::Notification(notification)) => {
+                if let Some(output) = as_plain(&notification) {
+                    let is_left = written(&output) == text;
+                    assert!(!is_left, "the short way leaves {}", text.escape_ascii());
+                }
+                Way::General
+            }
+            Some(_) => Way::General,
+            None => Way::Refused,
+        };
+    };
+    let Some(Incoming::Notification(notification)) = general else {
+        panic!("only the short way accepts {}", text.escape_ascii());
+    };
+    let read = as_plain(&notification);
+    assert!(
+        read.as_ref() == Some(&output),
+        "read as {output:?} and as {read:?}: {}",
+        text.escape_ascii()
+    );
+    // All of its form can be said by writing it again: no leading nought, no second spelling of a chunk.
+    let written = written(&output);
+    assert!(
+        written == text,
+        "written as {}: {}",
+        written.escape_ascii(),
+        text.escape_ascii()
+    );
+    Way::Short
+}
+
+/// The output that a notification is, if the short way can say it.
+fn as_plain(notification: &Notification) -> Option<PlainOutput<'_>> {
+    let process_id = notification.process_id.as_str();
+    let is_plain = |byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
+    let ProcessEvent::Output { stream, chunk } = &notification.event else {
+        return None;
+    };
+    (process_id.bytes().all(is_plain) && notification.seq < 10_000_000_000_000_000_000).then(|| {
+        PlainOutput {
+            process_id,
+            seq: notification.seq,
+            stream: *stream,
+            chunk: chunk.clone(),
+        }
+    })
+}
+
+/// Writes an output as servers do.
+fn written(output: &PlainOutput<'_>) -> Vec<u8> {
+    let PlainOutput {
+        process_id,
+        seq,
+        stream,
+        chunk,
+    } = output;
+    let stream = match stream {
+        Stream::Stdout => "stdout",
+        Stream::Stderr => "stderr",
+        Stream::Pty => "pty",
+    };
+    let mut json = br#"{"method":"process/output","params":{"processId":""#.to_vec();
+    let rest = write!(
+        json,
+        r#"{process_id}","seq":{seq},"stream":"{stream}","chunk":"#
+    );
+    rest.expect("there is memory");
+    base64::append_json(chunk, &mut json);
+    json.extend_from_slice(b"}}");
+    json
+}
+
+/// Checks that the messages in what a server sends do not depend on where the reads end. The first byte
+/// says how many lengths of reads follow, which are taken in turns; behind them is what the server sends.
+pub fn frames(bytes: &[u8]) {
+    let Some((&count, rest)) = bytes.split_first() else {
+        return;
+    };
+    let (lengths, sent) = rest.split_at(rest.len().min(count.into()));
+    let lengths = lengths.iter().map(|&length| usize::from(length) + 1);
+    // Small, so that a small input reaches it.
+    const LIMIT: usize = 1000;
+    let whole = read(sent, iter::once(sent.len()), LIMIT);
+    if lengths.len() > 0 {
+        assert_eq!(read(sent, lengths.cycle(), LIMIT), whole);
+    }
+    if sent.len() <= 4 * LIMIT {
+        assert_eq!(read(sent, iter::repeat(1), LIMIT), whole);
+    }
+}
+
+/// A message that was cut out.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    Text(Bytes),
+    Binary(usize),
+    Ping(Bytes),
+    Pong,
+    Close(Option<u16>),
+    /// What is wrong; there is nothing behind it.
+    Violation(String),
+    /// What is left of a message that is not whole: of its fragments, and in the buffer.
+    Unfinished {
+        joined: usize,
+        buffered: usize,
+    },
+}
+
+/// Cuts messages out of `sent`, of which each read brings as much as `lengths` says.
+pub(crate) fn read(
+    mut sent: &[u8],
+    lengths: impl Iterator<Item = usize>,
+    limit: usize,
+) -> Vec<Cut> {
+    let mut decoder = Decoder::new(limit);
+    let mut buffer = BytesMut::new();
+    let mut cut = Vec::new();
+    for length in lengths {
+        let missing = decoder.missing(&buffer);
+        let (read, rest) = sent.split_at(length.min(sent.len()));
+        sent = rest;
+        buffer.extend_from_slice(read);
+        let before = cut.len();
+        loop {
+            let takes = cut.len() % 2 == 0;
+            match decoder.decode(&mut buffer) {
+                Ok(Some(message)) => cut.push(checked(message, takes)),
+                Ok(None) => break,
+                Err(reason) => {
+                    cut.push(Cut::Violation(reason.to_string()));
+                    return cut;
+                }
+            }
+        }
+        if read.len() < missing {
+            assert_eq!(cut.len(), before, "a message that was not whole");
+            assert_eq!(decoder.missing(&buffer), missing - read.len());
+        }
+        let joined = decoder.joined_len();
+        assert!(joined <= limit, "{joined} bytes of fragments are kept");
+        // The longest header has 10 bytes, and the longest control frame 125 behind it.
+        let bound = 10 + limit.saturating_sub(joined).max(125);
+        let wanted = buffer.len() + decoder.missing(&buffer);
+        assert!(wanted <= bound, "{wanted} bytes are wanted in the buffer");
+        if sent.is_empty() {
+            break;
+        }
+    }
+    cut.push(Cut::Unfinished {
+        joined: decoder.joined_len(),
+        buffered: buffer.len(),
+    });
+    cut
+}
+
+/// Looks at a text, and also takes it out if `takes`.
+fn checked(message: Message<'_>, takes: bool) -> Cut {
+    match message {
+        Message::Text(text) => {
+            let payload = Bytes::copy_from_slice(text.bytes());
+            if takes {
+                let taken = text.into_string().ok();
+                let expected = str::from_utf8(&payload).ok();
+                assert_eq!(taken.as_deref(), expected);
+            }
+            Cut::Text(payload)
+        }
+        Message::Binary { size } => Cut::Binary(size),
+        Message::Ping(payload) => Cut::Ping(payload),
+        Message::Pong => Cut::Pong,
+        Message::Close { code } => Cut::Close(code),
+    }
+}

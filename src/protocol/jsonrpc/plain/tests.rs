@@ -1,0 +1,397 @@
+//! Outputs in every form, good and bad, from one seed each: the short way and the general way agree on
+//! all, and what servers write takes the short one.
+
+use std::{fs, path::Path};
+
+use serde_json::{Value, value::RawValue};
+
+use crate::{
+    fuzzing::{self, Way},
+    seeds::{self, Random},
+};
+
+/// How many seeds are tried, unless `EXECMUX_SEEDS` says otherwise.
+const SEEDS: u64 = 20_000;
+
+const EXAMPLE: &str = r#"{"method":"process/output","params":{"processId":"p-1","seq":307,"stream":"pty","chunk":"aGVsbG8gdGhlcmU="}}"#;
+
+/// One message. Each of its parts is odd with a chance of `oddness` percent.
+struct Writer<'r> {
+    random: &'r mut Random,
+    oddness: u64,
+}
+
+type Members = Vec<(Vec<u8>, Vec<u8>)>;
+
+impl Writer<'_> {
+    fn is_odd(&mut self) -> bool {
+        self.random.chance(self.oddness)
+    }
+
+    fn pick(&mut self, of: &[&[u8]]) -> Vec<u8> {
+        of[self.random.below(of.len() as u64) as usize].to_vec()
+    }
+
+    fn message(&mut self) -> Vec<u8> {
+        let params = vec![
+            self.member("processId", Self::process_id),
+            self.member("seq", Self::seq),
+            self.member("stream", Self::stream),
+            self.member("chunk", Self::chunk),
+        ];
+        let params = self.object(params);
+        let method = match self.is_odd() {
+            true => self.pick(&[
+                br#""process\/output""#,
+                br#""process/exited""#,
+                br#""process/outputs""#,
+                b"null",
+            ]),
+            false => br#""process/output""#.to_vec(),
+        };
+        let mut message = vec![
+            (br#""method""#.to_vec(), method),
+            (br#""params""#.to_vec(), params),
+        ];
+        if self.is_odd() {
+            message.push((br#""jsonrpc""#.to_vec(), br#""2.0""#.to_vec()));
+        }
+        if self.is_odd() {
+            let id = self.pick(&[b"1", b"null", br#""a""#]);
+            message.push((br#""id""#.to_vec(), id));
+        }
+        let mut message = self.object(message);
+        if self.is_odd() {
+            let behind = self.pick(&[b" ", b"\n", b"}", b"\"}}", b"{}", b"x", b"\0"]);
+            message.extend(behind);
+        }
+        message
+    }
+
+    fn member(
+        &mut self,
+        name: &str,
+        value: impl FnOnce(&mut Self) -> Vec<u8>,
+    ) -> (Vec<u8>, Vec<u8>) {
+        let value = value(self);
+        let value = match self.is_odd() && self.random.chance(30) {
+            true => self.pick(&[
+                b"null",
+                b"1",
+                b"\"\"",
+                b"[]",
+                b"{}",
+                br#"{"pty":null}"#,
+                b"true",
+                b"",
+            ]),
+            false => value,
+        };
+        let name = match self.is_odd() && self.random.chance(30) {
+            // The same name as a parser reads it, or another.
+            true if self.random.chance(50) => {
+                format!(r#""\u{:04x}{}""#, name.as_bytes()[0], &name[1..])
+            }
+            true => format!(r#""{name} ""#),
+            false => format!(r#""{name}""#),
+        };
+        (name.into_bytes(), value)
+    }
+
+    fn object(&mut self, mut members: Members) -> Vec<u8> {
+        if self.is_odd() {
+            for last in 1..members.len() {
+                members.swap(last, self.random.below(last as u64 + 1) as usize);
+            }
+        }
+        if self.is_odd() {
+            let value = self.pick(&[b"1", br#""}}""#, br#"{"a":[{}]}"#, b"null"]);
+            self.insert(&mut members, (br#""other""#.to_vec(), value));
+        }
+        if self.is_odd() {
+            let again = self.random.below(members.len() as u64) as usize;
+            let again = members[again].clone();
+            self.insert(&mut members, again);
+        }
+        if self.is_odd() && self.random.chance(30) {
+            members.remove(self.random.below(members.len() as u64) as usize);
+        }
+        let mut json = b"{".to_vec();
+        for (index, (name, value)) in members.iter().enumerate() {
+            if index > 0 {
+                json.push(b',');
+            }
+            self.space(&mut json);
+            json.extend_from_slice(name);
+            self.space(&mut json);
+            json.push(b':');
+            self.space(&mut json);
+            json.extend_from_slice(value);
+            self.space(&mut json);
+        }
+        json.push(b'}');
+        json
+    }
+
+    fn insert(&mut self, members: &mut Members, member: (Vec<u8>, Vec<u8>)) {
+        let at = self.random.below(members.len() as u64 + 1) as usize;
+        members.insert(at, member);
+    }
+
+    fn space(&mut self, json: &mut Vec<u8>) {
+        if self.is_odd() && self.random.chance(30) {
+            json.extend(self.pick(&[b" ", b"\n", b"\t ", b"\r", b"\x0B", b"\xA0"]));
+        }
+    }
+
+    fn process_id(&mut self) -> Vec<u8> {
+        let length = self.random.pick(&[0, 1, 2, 8, 36, 64, 300]);
+        let mut id: Vec<u8> = (0..length)
+            .map(|_| b' ' + self.random.below(95) as u8)
+            .filter(|byte| !matches!(byte, b'"' | b'\\'))
+            .collect();
+        if self.is_odd() {
+            let odd = self.pick(&[
+                br#"\""#,
+                br"\\",
+                br"\",
+                br#"""#,
+                br"\u0041",
+                br"\u00e4",
+                br"\ud83d\ude00",
+                br"\ud800",
+                br"\n",
+                br"\x",
+                b"\n",
+                b"\0",
+                b"\x1F",
+                b"\x7F",
+                b"\xFF",
+                b"\xC3",
+                "ä".as_bytes(),
+                "\u{10FFFF}".as_bytes(),
+                br#"","seq":1,"processId":""#,
+                br#""}}"#,
+            ]);
+            let at = self.random.below(id.len() as u64 + 1) as usize;
+            id.splice(at..at, odd);
+        }
+        [b"\"", &id[..], b"\""].concat()
+    }
+
+    fn seq(&mut self) -> Vec<u8> {
+        if self.is_odd() {
+            return self.pick(&[
+                b"00",
+                b"01",
+                b"007",
+                b"-0",
+                b"-1",
+                b"+1",
+                b"1.0",
+                b"0.5",
+                b"1.",
+                b".1",
+                b"1e0",
+                b"1E3",
+                b"0e0",
+                b"1e-1",
+                b"0x1",
+                b"1_0",
+                b"",
+                b"-",
+                b"\"1\"",
+                b"null",
+                b"NaN",
+                b"0000000000000000001",
+                b"00000000000000000001",
+                b"10000000000000000000",
+                b"18446744073709551615",
+                b"18446744073709551616",
+                b"99999999999999999999",
+                b"100000000000000000000",
+                "١".as_bytes(),
+            ]);
+        }
+        let short = self.random.next() >> (1 + self.random.below(63));
+        let seq = self.random.pick(&[
+            0,
+            1,
+            9,
+            10,
+            u64::from(u32::MAX),
+            (1 << 53) + 1,
+            i64::MAX as u64,
+            i64::MAX as u64 + 1,
+            999_999_999_999_999_999,
+            1_000_000_000_000_000_000,
+            9_999_999_999_999_999_999,
+            short,
+            short,
+            short,
+        ]);
+        seq.to_string().into_bytes()
+    }
+
+    fn stream(&mut self) -> Vec<u8> {
+        if self.is_odd() {
+            return self.pick(&[
+                br#""stdin""#,
+                br#""""#,
+                br#""Stdout""#,
+                br#""stdou""#,
+                br#""stdoutt""#,
+                br#""stdout ""#,
+                br#""std\u006fut""#,
+                br#""pt\y""#,
+                br#""stdout\"#,
+                br#"0"#,
+            ]);
+        }
+        self.pick(&[br#""stdout""#, br#""stderr""#, br#""pty""#])
+    }
+
+    fn chunk(&mut self) -> Vec<u8> {
+        let below = self.random.pick(&[1, 4, 16, 64, 600, 600, 20 << 10]);
+        let bytes: Vec<u8> = (0..self.random.below(below))
+            .map(|_| self.random.next() as u8)
+            .collect();
+        let mut text = base64_simd::STANDARD.encode_to_string(bytes).into_bytes();
+        if self.is_odd() {
+            let at = self.random.below(text.len() as u64 + 1) as usize;
+            match self.random.below(6) {
+                0 => {
+                    text.splice(at..at, b"=".repeat(1 + at % 4));
+                }
+                1 => text.truncate(at),
+                2 => text.extend(b"=".repeat(1 + at % 4)),
+                3 => {
+                    let last = text.iter().rposition(|&byte| byte != b'=');
+                    if let Some(last) = last {
+                        text[last] = self.pick(&[b"A", b"B", b"Q", b"R", b"/"])[0];
+                    }
+                }
+                4 => text.extend_from_within(..),
+                _ => {
+                    let odd = self.pick(&[
+                        br#""}}"#,
+                        br#"""#,
+                        br"\/",
+                        br"\u0041",
+                        br"\\",
+                        br"\",
+                        b"\n",
+                        b" ",
+                        b"-",
+                        b"_",
+                        b"!",
+                        b"\0",
+                        b"\x7F",
+                        b"\xFF",
+                        "ä".as_bytes(),
+                        br#"","seq":1"#,
+                    ]);
+                    let covered = match self.random.chance(50) {
+                        true => odd.len().min(text.len() - at),
+                        false => 0,
+                    };
+                    text.splice(at..at + covered, odd);
+                }
+            }
+        }
+        [b"\"", &text[..], b"\""].concat()
+    }
+}
+
+fn mutate(message: &mut Vec<u8>, random: &mut Random) {
+    for _ in 0..1 + random.below(3) {
+        let at = random.below(message.len() as u64 + 1) as usize;
+        let to = message.len().min(at + 1 + random.below(4) as usize);
+        let byte = random.pick(b"\"\\{}:,0=A \x80\xFF\xC3\0");
+        match random.below(6) {
+            0 if at < to => message[at] ^= 1 << random.below(8),
+            1 if at < to => message[at] = byte,
+            2 => message.insert(at, byte),
+            3 => drop(message.drain(at..to)),
+            4 => message.truncate(at),
+            _ => message.extend_from_within(at..to),
+        }
+    }
+}
+
+#[test]
+fn p10_the_short_way_and_the_general_way_agree_on_whatever_comes() {
+    let ways = seeds::each(SEEDS, "outputs", |random| {
+        let oddness = random.pick(&[0, 2, 5, 20, 50]);
+        let is_mutated = random.chance(30);
+        let mut message = Writer { random, oddness }.message();
+        if is_mutated {
+            mutate(&mut message, random);
+        }
+        let way = fuzzing::message(&message);
+        if oddness == 0 && !is_mutated {
+            assert_eq!(way, Way::Short, "{}", message.escape_ascii());
+        }
+        way
+    });
+    if ways.len() >= 1000 {
+        // All are met, so that the test tests all.
+        for way in [Way::Short, Way::General, Way::Refused] {
+            let met = ways.iter().filter(|&&met| met == way).count();
+            assert!(met > ways.len() / 20, "{way:?}: {met}");
+        }
+    }
+}
+
+#[test]
+fn p10_the_ways_agree_on_each_change_of_one_byte() {
+    let example = EXAMPLE.as_bytes();
+    assert_eq!(fuzzing::message(example), Way::Short);
+    for at in 0..example.len() {
+        let (before, behind) = example.split_at(at);
+        assert_ne!(fuzzing::message(before), Way::Short);
+        fuzzing::message(&[before, &behind[1..]].concat());
+        for byte in 0..=u8::MAX {
+            fuzzing::message(&[before, &[byte], &behind[1..]].concat());
+            fuzzing::message(&[before, &[byte], behind].concat());
+        }
+    }
+}
+
+#[test]
+fn output_of_every_recorded_release_takes_the_short_way() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
+    let mut count = 0;
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        for line in fs::read_to_string(&path).unwrap().lines() {
+            #[derive(serde::Deserialize)]
+            struct Line<'a> {
+                #[serde(borrow)]
+                frame: Option<&'a RawValue>,
+                dir: &'a str,
+            }
+            let Line { frame, dir } = serde_json::from_str(line).unwrap();
+            let (Some(frame), "recv") = (frame, dir) else {
+                continue;
+            };
+            let way = fuzzing::message(frame.get().as_bytes());
+            let frame: Value = serde_json::from_str(frame.get()).unwrap();
+            if frame["method"] != "process/output" {
+                assert_eq!(way, Way::General, "{frame}");
+                continue;
+            }
+            // The server before the first release writes the chunk first.
+            let is_release = !path
+                .file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .starts_with("2026-03");
+            let expected = if is_release { Way::Short } else { Way::General };
+            assert_eq!(way, expected, "{frame}");
+            count += u64::from(is_release);
+        }
+    }
+    assert!(count > 1000, "{count}");
+}

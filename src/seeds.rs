@@ -1,0 +1,28 @@
+//! Tests whose choices one number makes, tried with many.
+//!
+//! `EXECMUX_SEED=n` tries that one alone, `EXECMUX_SEEDS=n` so many in all.
+
+use std::{env, panic};
+
+#[path = "../tests/support/random.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod random;
+
+pub(crate) use self::random::Random;
+
+/// Runs a test for each seed, the same ones each time, and says with which it went wrong. Returns what it
+/// has returned.
+pub(crate) fn each<T>(default: u64, part: &str, run: impl Fn(&mut Random) -> T) -> Vec<T> {
+    let number = |name| env::var(name).ok()?.parse().ok();
+    let seeds: Option<u64> = number("EXECMUX_SEEDS");
+    let seeds = match number("EXECMUX_SEED") {
+        Some(seed) => seed..seed + seeds.unwrap_or(1),
+        None => 0..seeds.unwrap_or(default),
+    };
+    seeds
+        .map(|seed| {
+            let run = panic::AssertUnwindSafe(|| run(&mut Random::of(seed, part)));
+            panic::catch_unwind(run).unwrap_or_else(|_| panic!("EXECMUX_SEED={seed}"))
+        })
+        .collect()
+}
