@@ -1,5 +1,8 @@
 //! What holds whatever a peer sends: checked by the fuzzer, and by the tests with bytes of their own.
 
+#[cfg(test)]
+mod corpus;
+
 use std::{io::Write as _, iter};
 
 use bytes::{Bytes, BytesMut};
