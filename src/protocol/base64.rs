@@ -144,7 +144,8 @@ mod tests {
     #[test]
     fn what_is_encoded_decodes_at_every_length() {
         let mut random = Random::of(0, "lengths");
-        for length in 0..=600 {
+        // Where a buffer of its own begins, too.
+        for length in (0..=600).chain(SMALL - 8..=SMALL + 8) {
             for bytes in [
                 vec![0; length],
                 vec![0xFF; length],
