@@ -10,15 +10,15 @@ use bytes::{Bytes, BytesMut};
 use crate::{
     connection::frame::{Decoder, Message},
     protocol::{
-        Notification, ProcessEvent, Stream, base64,
-        jsonrpc::{self, Incoming, PlainOutput},
+        FileContent, Notification, ProcessEvent, Stream, base64,
+        jsonrpc::{self, Id, Incoming, PlainOutput},
     },
 };
 
 /// Which of its readers a message is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// The one for output as servers write it.
+    /// The one for output, or for a file, as servers write it.
     Short,
     /// The one for everything.
     General,
@@ -32,6 +32,22 @@ pub fn message(text: &[u8]) -> Way {
     let general = str::from_utf8(text)
         .ok()
         .and_then(|text| jsonrpc::decode(text).ok());
+    if let Some((id, content)) = file(text) {
+        let Some(Incoming::Response {
+            id: Id::Number(answered),
+            result: Some(result),
+        }) = general
+        else {
+            panic!("only the short way accepts {}", text.escape_ascii());
+        };
+        let general: FileContent = serde_json::from_str(result.get()).expect("a file");
+        assert!(
+            (answered, general.content) == (id, content),
+            "read otherwise: {}",
+            text.escape_ascii()
+        );
+        return Way::Short;
+    }
     let Some(output) = jsonrpc::plain_output(text) else {
         return match general {
             Some(Incoming::Notification(notification)) => {
@@ -63,6 +79,16 @@ pub fn message(text: &[u8]) -> Way {
         text.escape_ascii()
     );
     Way::Short
+}
+
+/// Reads a file by the short way for small ones and by that for large ones, which have to agree.
+fn file(text: &[u8]) -> Option<(i64, Bytes)> {
+    let small = jsonrpc::plain_file(text);
+    match jsonrpc::plain_file_in_place(text.into()) {
+        Ok(large) => assert!(small.as_ref() == Some(&large), "{}", text.escape_ascii()),
+        Err(left) => assert!(small.is_none() && left == text, "{}", text.escape_ascii()),
+    }
+    small
 }
 
 /// The output that a notification is, if the short way can say it.

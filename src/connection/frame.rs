@@ -62,13 +62,17 @@ impl Text<'_> {
         }
     }
 
-    /// Checks it, and takes it out of the buffer without a copy.
-    pub(crate) fn into_string(self) -> Result<ByteString, DisconnectReason> {
-        let payload = match self {
+    /// Takes it out of the buffer without a copy.
+    pub(crate) fn into_bytes(self) -> BytesMut {
+        match self {
             Text::InBuffer(mut front) => front.split(),
             Text::Joined(joined) => joined,
-        };
-        ByteString::try_from(payload).map_err(|_| DisconnectReason::InvalidUtf8)
+        }
+    }
+
+    /// Checks it, and takes it out of the buffer without a copy.
+    pub(crate) fn into_string(self) -> Result<ByteString, DisconnectReason> {
+        ByteString::try_from(self.into_bytes()).map_err(|_| DisconnectReason::InvalidUtf8)
     }
 }
 

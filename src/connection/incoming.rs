@@ -3,6 +3,7 @@
 use std::{cell::Cell, mem, pin::Pin, rc::Rc};
 
 use actix::{Recipient, WeakAddr, WeakRecipient};
+use bytes::Bytes;
 use log::debug;
 use tokio::{
     select,
@@ -12,7 +13,7 @@ use tokio::{
 
 use super::{
     Connection, ConnectionEvent, LinkEnded, Received, Reply,
-    frame::{Message, Text},
+    frame::{KEPT_CAPACITY, Message, Text},
     outgoing::Answers,
     pending::after,
     socket::MessageReader,
@@ -196,6 +197,15 @@ impl Reading {
     }
 }
 
+/// Takes a text for what a file holds, or gives it back.
+fn plain_file(text: Text<'_>) -> Result<(i64, Bytes), Text<'_>> {
+    if text.bytes().len() > KEPT_CAPACITY {
+        // Its buffer is not used for anything else.
+        return jsonrpc::plain_file_in_place(text.into_bytes()).map_err(Text::Joined);
+    }
+    jsonrpc::plain_file(text.bytes()).ok_or(text)
+}
+
 impl Batch {
     fn sort(&mut self, text: Text<'_>, answers: &Answers) -> Result<(), DisconnectReason> {
         if let Some(output) = jsonrpc::plain_output(text.bytes()) {
@@ -209,12 +219,14 @@ impl Batch {
             self.notifications.push(process_id, seq, event);
             return Ok(());
         }
-        if let Some((id, content)) = jsonrpc::plain_file(text.bytes()) {
-            let file = FileContent { content };
-            self.replies.push(Reply::File { id, file });
-            return Ok(());
-        }
-        let text = text.into_string()?;
+        let text = match plain_file(text) {
+            Ok((id, content)) => {
+                let file = FileContent { content };
+                self.replies.push(Reply::File { id, file });
+                return Ok(());
+            }
+            Err(text) => text.into_string()?,
+        };
         match jsonrpc::decode(&text)? {
             Incoming::Notification(notification) => {
                 let Notification {

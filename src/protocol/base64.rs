@@ -51,6 +51,43 @@ pub(crate) fn decode(text: &[u8]) -> Option<Bytes> {
     (bytes.len() == length).then_some(bytes)
 }
 
+/// How much is decoded at once in place: it stays in the cache until it is copied back.
+const PIECE: usize = 64 << 10;
+
+/// Decodes standard base64 with padding where it lies, and returns how many bytes there are now. `None` if it
+/// is not that; then the text is as it was.
+pub(crate) fn decode_in_place(text: &mut [u8]) -> Option<usize> {
+    decode_by_pieces::<PIECE>(text)
+}
+
+fn decode_by_pieces<const PIECE: usize>(text: &mut [u8]) -> Option<usize> {
+    let length = decoded_len(text)?;
+    let mut decoded = vec![0; STANDARD.estimate_decoded_len(PIECE)];
+    let (mut read, mut written) = (0, 0);
+    while read < text.len() {
+        let end = text.len().min(read + PIECE);
+        let whole = if end == text.len() {
+            length - written
+        } else {
+            PIECE / 4 * 3
+        };
+        match STANDARD.decode_into(&text[read..end], &mut decoded) {
+            Ok(piece) if piece == whole => {
+                text[written..written + piece].copy_from_slice(&decoded[..piece]);
+                written += piece;
+                read = end;
+            }
+            _ => {
+                // All before it were whole groups, of which each has but one form.
+                let before = STANDARD.encode(&text[..written]);
+                text[..read].copy_from_slice(before.as_bytes());
+                return None;
+            }
+        }
+    }
+    Some(length)
+}
+
 /// Returns what a text of base64 decodes to, if its end is in order: the decoder lets bits stand in the last
 /// character that mean nothing.
 fn decoded_len(text: &[u8]) -> Option<usize> {
@@ -123,6 +160,20 @@ mod tests {
         assert!(
             decoded.as_deref() == expected.as_deref(),
             "{decoded:?} where it should be {expected:?}: {}",
+            text.escape_ascii()
+        );
+        check_in_place::<4>(text, expected.as_deref());
+        check_in_place::<64>(text, expected.as_deref());
+        check_in_place::<PIECE>(text, expected.as_deref());
+    }
+
+    fn check_in_place<const PIECE: usize>(text: &[u8], expected: Option<&[u8]>) {
+        let mut place = text.to_vec();
+        let length = decode_by_pieces::<PIECE>(&mut place);
+        let left = expected.unwrap_or(text);
+        assert!(
+            length == expected.map(<[u8]>::len) && place[..left.len()] == *left,
+            "in pieces of {PIECE}: {}",
             text.escape_ascii()
         );
     }

@@ -86,7 +86,7 @@ impl Method for ReadFile {
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[non_exhaustive]
 pub struct FileContent {
-    /// The bytes.
+    /// The bytes. Of a large file they may lie in the buffer in which it came, which is a third larger.
     #[serde(rename = "dataBase64", deserialize_with = "base64::deserialize")]
     pub content: Bytes,
 }

@@ -4,7 +4,9 @@
 //! Whatever is written in any other form, be it an escape or a space, is left to [`decode`](super::decode),
 //! which knows them all and has the words for what is wrong. Here nothing is an error.
 
-use bytes::Bytes;
+use std::ops::Range;
+
+use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::protocol::{Stream, base64};
 
@@ -48,11 +50,32 @@ pub(crate) fn plain_output(text: &[u8]) -> Option<PlainOutput<'_>> {
 /// Reads the answer to a request for a file, if it is written as servers do. Returns the id of the request
 /// and the bytes.
 pub(crate) fn plain_file(text: &[u8]) -> Option<(i64, Bytes)> {
+    let (id, content) = file_parts(text)?;
+    Some((id, base64::decode(&text[content])?))
+}
+
+/// As [`plain_file`], for a large one: it is decoded where it lies, as new memory for it costs more time than
+/// decoding. Gives the text back, as it was, if it is something else.
+pub(crate) fn plain_file_in_place(mut text: BytesMut) -> Result<(i64, Bytes), BytesMut> {
+    let Some((id, content)) = file_parts(&text) else {
+        return Err(text);
+    };
+    let Some(length) = base64::decode_in_place(&mut text[content.clone()]) else {
+        return Err(text);
+    };
+    text.advance(content.start);
+    text.truncate(length);
+    Ok((id, text.freeze()))
+}
+
+/// Finds the id and what should be base64.
+fn file_parts(text: &[u8]) -> Option<(i64, Range<usize>)> {
     let (id, rest) = number(text.strip_prefix(br#"{"id":"#)?)?;
     let id = i64::try_from(id).ok()?;
     let rest = rest.strip_prefix(br#","result":{"dataBase64":""#)?;
-    let content = base64::decode(rest.strip_suffix(br#""}}"#)?)?;
-    Some((id, content))
+    let content = rest.strip_suffix(br#""}}"#)?;
+    let start = text.len() - rest.len();
+    Some((id, start..start + content.len()))
 }
 
 /// Reads the rest of a string of which the opening quote is gone, if it is ASCII and without escapes.

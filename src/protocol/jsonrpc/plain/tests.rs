@@ -15,6 +15,8 @@ const SEEDS: u64 = 20_000;
 
 const EXAMPLE: &str = r#"{"method":"process/output","params":{"processId":"p-1","seq":307,"stream":"pty","chunk":"aGVsbG8gdGhlcmU="}}"#;
 
+const FILE: &str = r#"{"id":7,"result":{"dataBase64":"aGVsbG8sIHdvcmxkCg=="}}"#;
+
 /// One message. Each of its parts is odd with a chance of `oddness` percent.
 struct Writer<'r> {
     random: &'r mut Random,
@@ -345,16 +347,36 @@ fn p10_the_short_way_and_the_general_way_agree_on_whatever_comes() {
 
 #[test]
 fn p10_the_ways_agree_on_each_change_of_one_byte() {
-    let example = EXAMPLE.as_bytes();
-    assert_eq!(fuzzing::message(example), Way::Short);
-    for at in 0..example.len() {
-        let (before, behind) = example.split_at(at);
-        assert_ne!(fuzzing::message(before), Way::Short);
-        fuzzing::message(&[before, &behind[1..]].concat());
-        for byte in 0..=u8::MAX {
-            fuzzing::message(&[before, &[byte], &behind[1..]].concat());
-            fuzzing::message(&[before, &[byte], behind].concat());
+    for example in [EXAMPLE.as_bytes(), FILE.as_bytes()] {
+        assert_eq!(fuzzing::message(example), Way::Short);
+        for at in 0..example.len() {
+            let (before, behind) = example.split_at(at);
+            assert_ne!(fuzzing::message(before), Way::Short);
+            fuzzing::message(&[before, &behind[1..]].concat());
+            for byte in 0..=u8::MAX {
+                fuzzing::message(&[before, &[byte], &behind[1..]].concat());
+                fuzzing::message(&[before, &[byte], behind].concat());
+            }
         }
+    }
+}
+
+#[test]
+fn files_in_other_forms_take_the_general_way() {
+    for text in [
+        r#"{"id":7,"result":{"dataBase64":"aGk="},"x":1}"#,
+        r#"{"id":7,"result":{"dataBase64":"aGk=","eof":true}}"#,
+        r#"{"id":7,"result":{"dataBase64":"aG\u006b="}}"#,
+        r#"{"id":7, "result":{"dataBase64":"aGk="}}"#,
+        r#"{"result":{"dataBase64":"aGk="},"id":7}"#,
+        r#"{"id":"7","result":{"dataBase64":"aGk="}}"#,
+        r#"{"id":7,"result":{"dataBase64":"aGk"}}"#,
+    ] {
+        assert_eq!(fuzzing::message(text.as_bytes()), Way::General, "{text}");
+    }
+    for at_the_end in ["9223372036854775807", "0"] {
+        let text = format!(r#"{{"id":{at_the_end},"result":{{"dataBase64":""}}}}"#);
+        assert_eq!(fuzzing::message(text.as_bytes()), Way::Short, "{text}");
     }
 }
 
@@ -378,7 +400,9 @@ fn output_of_every_recorded_release_takes_the_short_way() {
             let way = fuzzing::message(frame.get().as_bytes());
             let frame: Value = serde_json::from_str(frame.get()).unwrap();
             if frame["method"] != "process/output" {
-                assert_eq!(way, Way::General, "{frame}");
+                let is_file = frame["result"]["dataBase64"].is_string();
+                let expected = if is_file { Way::Short } else { Way::General };
+                assert_eq!(way, expected, "{frame}");
                 continue;
             }
             // The server before the first release writes the chunk first.
