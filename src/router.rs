@@ -164,6 +164,8 @@ pub struct Router {
     places: Vec<Option<Place>>,
     /// Counts the times that sessions have had to consume: before that, none is behind.
     turn: u64,
+    /// The turn in which sessions were last checked.
+    checked: u64,
     /// Sessions that want to read what they have missed.
     turns: Turns,
     /// What waits for a session that has chosen [`Overflow::Block`].
@@ -227,6 +229,7 @@ impl Router {
             routes: Routes::default(),
             places: Vec::new(),
             turn: 1,
+            checked: 0,
             turns: Turns::default(),
             parked: None,
             orphans: Vec::new(),
@@ -823,10 +826,15 @@ impl Handler<CheckSessions> for Router {
             self.abandon(process_id, context);
         }
         let now = Instant::now();
+        let checked = mem::replace(&mut self.checked, self.turn);
         let mut behind = Vec::new();
         for route in self.routes.iter_mut() {
             route.delivery.tick();
-            route.session.shrink();
+            // Once, when nothing was delivered since the last check.
+            if (1..=checked).contains(&route.delivered_in) {
+                route.delivered_in = 0;
+                route.session.shrink();
+            }
             if route.delivery.has_exited()
                 && now - *route.end_checked.get_or_insert(now) >= END_OVERDUE
             {
