@@ -1,7 +1,7 @@
 //! The short way for what comes most, output, and for what is largest, files: in the very form in which
 //! servers send them.
 //!
-//! Whatever is written in any other form, be it an escape or a space, is left to [`decode`](super::decode),
+//! Whatever is written in any other form, be it an escape or a space, is left to [`decode`](super::decode()),
 //! which knows them all and has the words for what is wrong. Here nothing is an error.
 
 use std::ops::Range;
