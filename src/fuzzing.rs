@@ -32,20 +32,19 @@ pub fn message(text: &[u8]) -> Way {
     let general = str::from_utf8(text)
         .ok()
         .and_then(|text| jsonrpc::decode(text).ok());
-    if let Some((id, content)) = file(text) {
-        let Some(Incoming::Response {
-            id: Id::Number(answered),
-            result: Some(result),
-        }) = general
-        else {
-            panic!("only the short way accepts {}", text.escape_ascii());
-        };
-        let general: FileContent = serde_json::from_str(result.get()).expect("a file");
-        assert!(
-            (answered, general.content) == (id, content),
-            "read otherwise: {}",
-            text.escape_ascii()
-        );
+    let expected = general.as_ref().and_then(as_file);
+    let expected = expected.filter(|(id, file)| {
+        let written = format!(r#"{{"id":{id},"result":{}}}"#, file.to_json());
+        written.as_bytes() == text
+    });
+    let expected = expected.map(|(id, file)| (id, file.content));
+    let file = file(text);
+    assert!(
+        file == expected,
+        "read as {file:?} and as {expected:?}: {}",
+        text.escape_ascii()
+    );
+    if file.is_some() {
         return Way::Short;
     }
     let Some(output) = jsonrpc::plain_output(text) else {
@@ -89,6 +88,17 @@ fn file(text: &[u8]) -> Option<(i64, Bytes)> {
         Err(left) => assert!(small.is_none() && left == text, "{}", text.escape_ascii()),
     }
     small
+}
+
+/// The file that an answer brings, and the id of the request, if the short way can say it.
+fn as_file(incoming: &Incoming<'_>) -> Option<(i64, FileContent)> {
+    match incoming {
+        Incoming::Response {
+            id: Id::Number(id @ 0..),
+            result: Some(result),
+        } => Some((*id, serde_json::from_str(result.get()).ok()?)),
+        _ => None,
+    }
 }
 
 /// The output that a notification is, if the short way can say it.

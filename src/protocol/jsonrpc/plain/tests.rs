@@ -1,5 +1,5 @@
-//! Outputs in every form, good and bad, from one seed each: the short way and the general way agree on
-//! all, and what servers write takes the short one.
+//! Outputs and files in every form, good and bad, from one seed each: the short ways and the general way
+//! agree on all, and what servers write takes a short one.
 
 use std::{fs, path::Path};
 
@@ -68,6 +68,29 @@ impl Writer<'_> {
             message.extend(behind);
         }
         message
+    }
+
+    fn file(&mut self) -> Vec<u8> {
+        let id = match self.is_odd() {
+            true => self.pick(&[br#""1""#, b"null", b"9223372036854775808", b"-9"]),
+            false => match self.seq() {
+                id if str::from_utf8(&id).is_ok_and(|id| id.parse::<i64>().is_err()) => {
+                    b"9223372036854775807".to_vec()
+                }
+                id => id,
+            },
+        };
+        let content = self.member("dataBase64", Self::chunk);
+        let result = self.object(vec![content]);
+        let mut file = vec![(br#""id""#.to_vec(), id), (br#""result""#.to_vec(), result)];
+        if self.is_odd() {
+            let error = self.pick(&[b"null", b"1", br#"{"code":1}"#]);
+            file.push((br#""error""#.to_vec(), error));
+        }
+        if self.is_odd() {
+            file.push((br#""method""#.to_vec(), br#""process/output""#.to_vec()));
+        }
+        self.object(file)
     }
 
     fn member(
@@ -322,11 +345,16 @@ fn mutate(message: &mut Vec<u8>, random: &mut Random) {
 }
 
 #[test]
-fn p10_the_short_way_and_the_general_way_agree_on_whatever_comes() {
-    let ways = seeds::each(SEEDS, "outputs", |random| {
+fn p10_the_short_ways_and_the_general_way_agree_on_whatever_comes() {
+    let ways = seeds::each(SEEDS, "messages", |random| {
         let oddness = random.pick(&[0, 2, 5, 20, 50]);
         let is_mutated = random.chance(30);
-        let mut message = Writer { random, oddness }.message();
+        let is_file = random.chance(30);
+        let mut writer = Writer { random, oddness };
+        let mut message = match is_file {
+            true => writer.file(),
+            false => writer.message(),
+        };
         if is_mutated {
             mutate(&mut message, random);
         }
