@@ -61,8 +61,8 @@
 //!
 //! - [`Mux`]: the handle of a connection; [`Config`] its options.
 //! - [`Start`], [`Register`], [`Unregister`], [`Shutdown`]: what the [`Router`] answers.
-//! - [`Session`]: who is told, with which budget; [`Overflow`]: what becomes of it when it does not
-//!   consume.
+//! - [`Session`]: who is told, with which budget; [`SessionEvents`]: its events as a stream;
+//!   [`Overflow`]: what becomes of it when it does not consume.
 //! - [`Call`], [`DescribeServer`], [`GetStatistics`], [`Subscribe`]: what the [`Connection`] answers.
 //! - [`protocol`]: the methods, one struct each, and what they answer with.
 //! - [`ConnectError`], [`CallError`], [`StartError`], [`RegisterError`]: one enum per operation;
