@@ -371,11 +371,7 @@ impl Router {
         event: ProcessEvent,
         context: &mut Context<Self>,
     ) -> Option<HeldUp> {
-        let route = match place {
-            Some(place) if self.routes.is_there(place) => self.routes.at(place),
-            _ => self.routes.get_mut(process_id),
-        };
-        let Some(route) = route else {
+        let Some(route) = self.routes.at(place, process_id) else {
             debug!(process_id, seq; "event without a session ignored");
             return None;
         };

@@ -149,6 +149,11 @@ impl Decoder {
                 len: header.payload_len,
                 buffer: &mut *buffer,
             };
+            if is_whole && header.opcode == Opcode::Binary {
+                // Of no use to anyone, however large it is: not copied.
+                let size = payload.len;
+                return Ok(Some(Message::Binary { size }));
+            }
             if let Some(message) = self.join(&header, &payload.buffer[..payload.len])? {
                 return Ok(Some(message));
             }
@@ -250,9 +255,6 @@ impl Decoder {
         match header.opcode {
             Opcode::Text | Opcode::Binary if self.fragments.is_some() => {
                 Err(violation("a message begins within another"))
-            }
-            Opcode::Text | Opcode::Binary if header.fin => {
-                Ok(Some(whole(header.opcode, payload.into())))
             }
             Opcode::Text | Opcode::Binary => {
                 self.fragments = Some((header.opcode, payload.into()));

@@ -760,7 +760,6 @@ impl Delivery {
 
     /// Turns the event whose turn it is into what the session is told.
     fn advance(&mut self, seq: u64, granted: Granted) -> SessionEvent {
-        let process_id = self.process_id.clone();
         self.next_seq = seq.saturating_add(1);
         match granted {
             Granted::Output {
@@ -774,14 +773,14 @@ impl Delivery {
             } => {
                 self.exit_code = Some(exit_code);
                 SessionEvent::Exited(Exited {
-                    process_id,
+                    process_id: self.process_id.clone(),
                     seq,
                     exit_code,
                     sandbox_denied,
                 })
             }
             Granted::Closed => SessionEvent::Closed(Closed {
-                process_id,
+                process_id: self.process_id.clone(),
                 seq,
                 exit_code: self.exit_code,
                 complete: !self.has_gap,

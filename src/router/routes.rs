@@ -111,17 +111,12 @@ impl Routes {
         })
     }
 
-    /// Whether the route that was found is still there for sure.
-    pub(crate) fn is_there(&self, place: Place) -> bool {
-        place.changes == self.changes
-    }
-
-    /// Returns the route that was found, or `None` if any may have gone since.
-    pub(crate) fn at(&mut self, place: Place) -> Option<&mut Route> {
-        if !self.is_there(place) {
-            return None;
+    /// Returns the route that was found, or looks for it again if any may have gone since.
+    pub(crate) fn at(&mut self, place: Option<Place>, process_id: &str) -> Option<&mut Route> {
+        match place {
+            Some(Place { place, changes }) if changes == self.changes => self.routes.get_mut(place),
+            _ => self.get_mut(process_id),
         }
-        self.routes.get_mut(place.place)
     }
 
     /// Brings what the next event with this `seq` needs into the cache.
@@ -243,12 +238,13 @@ mod tests {
     async fn an_old_key_does_not_find_a_later_route() {
         let mut routes = Routes::default();
         let old = routes.insert("p".into(), session().1, 0, budget).unwrap();
-        let place = routes.find("p").unwrap();
-        assert!(routes.at(place).is_some());
+        let place = routes.find("p");
+        assert_eq!(routes.at(place, "p").map(|route| route.key()), Some(old));
         assert!(routes.remove(&"p".into()).is_some());
         assert!(routes.get_keyed(&"p".into(), old).is_none());
         let new = routes.insert("p".into(), session().1, 0, budget).unwrap();
-        assert!(routes.at(place).is_none(), "where another is now");
+        assert_eq!(routes.at(place, "p").map(|route| route.key()), Some(new));
+        assert!(routes.at(place, "x").is_none(), "another is where it was");
         assert!(routes.get_keyed(&"p".into(), old).is_none());
         assert!(routes.get_keyed(&"x".into(), new).is_none());
         assert!(routes.get_keyed(&"p".into(), new).is_some());
