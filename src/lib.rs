@@ -84,6 +84,8 @@ pub mod protocol;
 mod router;
 #[cfg(test)]
 mod seeds;
+#[cfg(feature = "server")]
+mod server;
 mod task;
 
 pub use crate::{

@@ -1,0 +1,4 @@
+//! An exec-server in this process.
+
+mod envelope;
+mod fs;

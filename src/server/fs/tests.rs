@@ -1,0 +1,1 @@
+//! The file methods, request by request.
