@@ -99,7 +99,9 @@ fn decode<'a, P: Deserialize<'a>>(params: &'a RawValue) -> Result<P, RpcError> {
     serde_json::from_str(params.get()).map_err(|error| {
         let text = error.to_string();
         // Where in the params it is says nothing about where in the message.
-        let text = text.rsplit_once(" at line ").map_or(&*text, |(text, _)| text);
+        let text = text
+            .rsplit_once(" at line ")
+            .map_or(&*text, |(text, _)| text);
         RpcError::invalid_params(text)
     })
 }

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use super::{failed, Files, confine::Last};
+use super::{Files, confine::Last, failed};
 use crate::server::envelope::RpcError;
 
 pub(super) fn copy(
@@ -43,7 +43,10 @@ pub(super) fn copy(
 /// A copy of a directory in itself would never end.
 fn check_apart(source: &Path, destination: &Path) -> Result<(), RpcError> {
     let source = source.canonicalize().map_err(failed)?;
-    let Some(above) = destination.ancestors().find_map(|above| above.canonicalize().ok()) else {
+    let Some(above) = destination
+        .ancestors()
+        .find_map(|above| above.canonicalize().ok())
+    else {
         return Ok(());
     };
     if above.starts_with(source) {
