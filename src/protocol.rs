@@ -36,6 +36,8 @@ mod start;
 
 use serde::{Deserialize, de::DeserializeOwned};
 
+#[cfg(all(feature = "server", unix))]
+pub(crate) use self::params::read_path;
 pub use self::{
     dialect::{Dialect, PathSpelling},
     environment::{EnvironmentInfo, ReadEnvironmentInfo, Shell},
