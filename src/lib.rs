@@ -72,6 +72,7 @@
 //!
 //! - none by default: the library.
 //! - `cli`: the `execmux` program.
+//! - `server`: an exec-server in this process (Unix only).
 
 mod config;
 mod connection;
@@ -84,8 +85,8 @@ pub mod protocol;
 mod router;
 #[cfg(test)]
 mod seeds;
-#[cfg(feature = "server")]
-mod server;
+#[cfg(all(feature = "server", unix))]
+pub mod server;
 mod task;
 
 pub use crate::{

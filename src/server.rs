@@ -1,4 +1,344 @@
-//! An exec-server in this process.
+//! An exec-server in this process: for development and tests, and for hosts where a large binary is too much.
+//!
+//! It speaks the protocol as release 0.169.0 does, without HTTP requests, network policy and sandboxes, and can
+//! what that cannot: close stdin, resize terminals, send any signal, let processes not wait for each
+//! other, and hold a process back until its session has consumed. It runs on a thread of its own, and what it
+//! runs has the rights of this process.
+//!
+//! ```
+//! use execmux::{
+//!     Config, Mux, ProcessId, Session, SessionEvent, StartProcess,
+//!     server::{Server, ServerConfig},
+//! };
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! actix::System::new().block_on(async {
+//!     let server = Server::start(ServerConfig::new()).await?;
+//!     let mux = Mux::connect(Config::new(server.url())).await?;
+//!
+//!     let (session, mut events) = Session::stream();
+//!     let echo = StartProcess::new(ProcessId::unique(), ["echo", "hello"], "/");
+//!     mux.start(echo, session).await?;
+//!     let mut said = Vec::new();
+//!     while let Some(event) = events.recv().await {
+//!         if let SessionEvent::Output(output) = event {
+//!             said.extend_from_slice(&output.chunk);
+//!         }
+//!     }
+//!     assert_eq!(said, b"hello\n");
+//!
+//!     server.stop().await;
+//!     Ok(())
+//! })
+//! # }
+//! ```
 
+mod auth;
+mod connection;
 mod envelope;
+mod environment;
 mod fs;
+mod outbox;
+mod process;
+mod registry;
+mod session;
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    thread,
+    time::Duration,
+};
+
+use actix_web::{
+    App, HttpRequest, HttpResponse, HttpServer,
+    dev::ServerHandle,
+    http::header,
+    web::{self, Payload},
+};
+use thiserror::Error;
+use tokio::sync::oneshot;
+
+pub use self::auth::{Auth, SignedToken};
+use self::{fs::Files, registry::Registry, session::Stop};
+
+/// Options of a server. Make one with [`ServerConfig::new`] and change what you need.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ServerConfig {
+    /// Where it listens. A free port of `127.0.0.1` by default.
+    pub listen: SocketAddr,
+    /// Who may connect. Everyone by default, which is refused where others than this machine can reach it.
+    pub auth: Auth,
+    /// Whether everyone may connect from anywhere. Off by default.
+    pub allow_unauthenticated: bool,
+    /// The only directory whose files can be read and written, and in which processes start; they may go
+    /// where the rights of this process let them. All by default.
+    pub root: Option<PathBuf>,
+    /// How long a session waits for its client to come back. 30 s by default. When it is over, its processes
+    /// are killed.
+    pub session_window: Duration,
+    /// How long a process that has ended can be asked about, and its id is taken. 30 s by default.
+    pub forgotten_after: Duration,
+}
+
+impl ServerConfig {
+    /// Returns the defaults.
+    pub fn new() -> Self {
+        ServerConfig {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            auth: Auth::None,
+            allow_unauthenticated: false,
+            root: None,
+            session_window: Duration::from_secs(30),
+            forgotten_after: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        ServerConfig::new()
+    }
+}
+
+/// Why a server did not start.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// Whoever reaches it could run anything.
+    #[error(
+        "refusing to listen on {0} for everyone: it is not loopback; ask for a token, or allow it explicitly"
+    )]
+    Unauthenticated(SocketAddr),
+    /// A token that is too easy to guess.
+    #[error("the {what} is too short: at least {least} bytes are needed")]
+    WeakSecret {
+        /// What it is.
+        what: &'static str,
+        /// How long it has to be.
+        least: usize,
+    },
+    /// The root is not there.
+    #[error("cannot use {} as the root", path.display())]
+    Root {
+        /// What was to be the root.
+        path: PathBuf,
+        /// Why it cannot.
+        source: io::Error,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where it should have listened.
+        address: SocketAddr,
+        /// Why it cannot.
+        source: io::Error,
+    },
+}
+
+/// How much of what a server has now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServerStatistics {
+    /// Open connections.
+    pub connections: usize,
+    /// Sessions, with a connection or waiting for one.
+    pub sessions: usize,
+    /// Processes that can be asked about, running or not, and those of which others live on.
+    pub processes: usize,
+}
+
+/// A server that runs. When it is dropped it stops, as with [`stop`](Server::stop), but nobody waits for it.
+pub struct Server {
+    address: SocketAddr,
+    handle: ServerHandle,
+    registry: Arc<Registry>,
+}
+
+impl Server {
+    /// Starts a server on a thread of its own, and returns when it listens.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot listen there, or must not.
+    pub async fn start(config: ServerConfig) -> Result<Self, ServerError> {
+        let address = config.listen;
+        config.check()?;
+        let files = Files::new(config.root.clone()).map_err(|source| ServerError::Root {
+            path: config.root.clone().unwrap_or_default(),
+            source,
+        })?;
+        let registry = Arc::new(Registry::new(
+            config.auth,
+            files,
+            config.session_window,
+            config.forgotten_after,
+        ));
+        let failed = |source| ServerError::Listen { address, source };
+        let (started, answer) = oneshot::channel();
+        let shared = registry.clone();
+        thread::Builder::new()
+            .name("exec-server".to_owned())
+            .spawn(move || run(address, shared, started))
+            .map_err(failed)?;
+        let (address, handle) = answer
+            .await
+            .unwrap_or_else(|_| Err(io::Error::other("the server's thread has ended")))
+            .map_err(failed)?;
+        Ok(Server {
+            address,
+            handle,
+            registry,
+        })
+    }
+
+    /// Returns where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns what clients connect to.
+    pub fn url(&self) -> String {
+        format!("ws://{}", self.address)
+    }
+
+    /// Counts what there is now.
+    pub fn statistics(&self) -> ServerStatistics {
+        let counts = &self.registry.counts;
+        ServerStatistics {
+            connections: counts.connections.load(Ordering::Relaxed),
+            sessions: counts.sessions.load(Ordering::Relaxed),
+            processes: counts.processes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Stops it: kills all processes with their groups, closes all connections, and returns when that is done.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, it stops all the same.
+    pub async fn stop(self) {
+        let stopped: Vec<_> = self
+            .registry
+            .close()
+            .into_iter()
+            .map(|session| session.send(Stop))
+            .collect();
+        for stopped in stopped {
+            // One that is gone already has left nothing.
+            let _gone = stopped.await;
+        }
+        self.handle.stop(false).await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for session in self.registry.close() {
+            session.do_send(Stop);
+        }
+        // The command is sent at once; the future only waits until it has been carried out.
+        drop(self.handle.stop(false));
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("address", &self.address)
+            .field("statistics", &self.statistics())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The shortest secret that signed tokens may have.
+const LEAST_SECRET: usize = 32;
+
+impl ServerConfig {
+    fn check(&self) -> Result<(), ServerError> {
+        let weak = |what, least| Err(ServerError::WeakSecret { what, least });
+        match &self.auth {
+            Auth::None if !self.listen.ip().is_loopback() && !self.allow_unauthenticated => {
+                Err(ServerError::Unauthenticated(self.listen))
+            }
+            Auth::Token(token) if token.trim().is_empty() => weak("token", 1),
+            Auth::SignedToken(signed) if signed.secret.len() < LEAST_SECRET => {
+                weak("secret", LEAST_SECRET)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+type Started = oneshot::Sender<io::Result<(SocketAddr, ServerHandle)>>;
+
+fn run(listen: SocketAddr, registry: Arc<Registry>, started: Started) {
+    actix_rt::System::new().block_on(async move {
+        let registry = web::Data::new(registry);
+        let server = HttpServer::new(move || {
+            App::new()
+                .app_data(registry.clone())
+                .service(web::resource("/readyz").route(web::get().to(readyz)))
+                .route("/", web::get().to(upgrade))
+        })
+        // Sessions stay on the thread on which they began, and are resumed there.
+        .workers(1)
+        .disable_signals()
+        .bind(listen);
+        let server = match server {
+            Ok(server) => server,
+            Err(error) => {
+                let _gone = started.send(Err(error));
+                return;
+            }
+        };
+        let address = server.addrs().first().copied().unwrap_or(listen);
+        let server = server.run();
+        if started.send(Ok((address, server.handle()))).is_err() {
+            return;
+        }
+        if let Err(error) = server.await {
+            log::warn!(error:%; "the server has failed");
+        }
+    });
+}
+
+async fn readyz(request: HttpRequest) -> HttpResponse {
+    match has_origin(&request) {
+        true => HttpResponse::Forbidden().finish(),
+        false => HttpResponse::Ok().finish(),
+    }
+}
+
+async fn upgrade(
+    request: HttpRequest,
+    body: Payload,
+    registry: web::Data<Arc<Registry>>,
+) -> actix_web::Result<HttpResponse> {
+    if has_origin(&request) {
+        return Ok(HttpResponse::Forbidden().finish());
+    }
+    let authorization = request.headers().get(header::AUTHORIZATION);
+    if let Err(reason) = registry
+        .auth
+        .check(authorization.map(|value| value.as_bytes()))
+    {
+        return Ok(HttpResponse::Unauthorized().body(reason));
+    }
+    let (response, socket, messages) = actix_ws::handle(&request, body)?;
+    crate::task::spawn(connection::serve(
+        Arc::clone(&registry),
+        request.peer_addr(),
+        socket,
+        messages,
+    ));
+    Ok(response)
+}
+
+/// A browser sends it, for a page that has no business here.
+fn has_origin(request: &HttpRequest) -> bool {
+    request.headers().contains_key(header::ORIGIN)
+}

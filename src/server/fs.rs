@@ -56,6 +56,14 @@ impl Files {
         }
     }
 
+    /// Returns the directory that a URI names, in which a process may run.
+    pub(super) fn directory(&self, uri: &str) -> Result<PathBuf, RpcError> {
+        let path = FileUri::parse(uri)
+            .map_err(RpcError::invalid_params)?
+            .path()?;
+        self.resolve(&path, Last::Follow)
+    }
+
     /// For paths in which no link is followed.
     fn check_names(&self, path: &Path) -> Result<PathBuf, RpcError> {
         match &self.root {

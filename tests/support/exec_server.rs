@@ -1,4 +1,4 @@
-//! Real exec-servers, as `tests/install-servers.sh` installs them.
+//! Real exec-servers, as `tests/install-servers.sh` installs them, and the crate's own.
 
 use std::{path::PathBuf, process::Stdio};
 
@@ -14,8 +14,17 @@ pub struct ExecServer {
     pub url: String,
     /// A directory for the test's files.
     pub directory: PathBuf,
-    child: Child,
+    running: Running,
 }
+
+enum Running {
+    Real(Box<Child>),
+    #[cfg(all(feature = "server", unix))]
+    Embedded(Option<execmux::server::Server>),
+}
+
+/// What the crate's own server is called here. It speaks as 0.169.0 does, and more.
+pub const EMBEDDED: &str = "embedded";
 
 /// Set where a missing server is a failure.
 const REQUIRE: &str = "EXECMUX_REQUIRE_SERVERS";
@@ -23,6 +32,10 @@ const REQUIRE: &str = "EXECMUX_REQUIRE_SERVERS";
 impl ExecServer {
     /// Starts a server, or says loudly that it cannot.
     pub async fn start(version: &'static str, test: &str) -> Option<Self> {
+        #[cfg(all(feature = "server", unix))]
+        if version == EMBEDDED {
+            return Some(ExecServer::embed(test).await);
+        }
         let binary = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
             .join("target/exec-servers")
             .join(version)
@@ -36,10 +49,8 @@ impl ExecServer {
             let _said = std::io::Write::write_all(&mut std::io::stderr(), shout.as_bytes());
             return None;
         }
-        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
-            .join(format!("{test}-{version}-{}", execmux::ProcessId::unique()));
+        let directory = directory(version, test);
         let home = directory.join("server-home");
-        std::fs::create_dir_all(&home).expect("the test's directory");
         let mut child = Command::new(binary)
             .args(["exec-server", "--listen", "ws://127.0.0.1:0"])
             .env("CODEX_HOME", &home)
@@ -59,8 +70,22 @@ impl ExecServer {
             version,
             url: url.trim().to_owned(),
             directory,
-            child,
+            running: Running::Real(Box::new(child)),
         })
+    }
+
+    #[cfg(all(feature = "server", unix))]
+    async fn embed(test: &str) -> Self {
+        let config = execmux::server::ServerConfig::new();
+        let server = super::soon(execmux::server::Server::start(config))
+            .await
+            .expect("the server listens");
+        ExecServer {
+            version: EMBEDDED,
+            url: server.url(),
+            directory: directory(EMBEDDED, test),
+            running: Running::Embedded(Some(server)),
+        }
     }
 
     pub async fn connect(&self) -> Mux {
@@ -69,16 +94,34 @@ impl ExecServer {
             .expect("the server accepts")
     }
 
-    /// Kills the server as `kill -9` does.
+    /// Kills the server as `kill -9` does. The crate's own can only be stopped.
     pub async fn kill(&mut self) {
-        self.child.kill().await.expect("the server runs");
+        match &mut self.running {
+            Running::Real(child) => child.kill().await.expect("the server runs"),
+            #[cfg(all(feature = "server", unix))]
+            Running::Embedded(server) => {
+                if let Some(server) = server.take() {
+                    super::soon(server.stop()).await;
+                }
+            }
+        }
     }
 
     /// Whether this version is at least 0.`minor`.
     pub fn is_at_least(&self, minor: u32) -> bool {
+        if self.version == EMBEDDED {
+            return true;
+        }
         let mine = self.version.split('.').nth(1).expect("three numbers");
         mine.parse::<u32>().expect("a number") >= minor
     }
+}
+
+fn directory(version: &str, test: &str) -> PathBuf {
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("{test}-{version}-{}", execmux::ProcessId::unique()));
+    std::fs::create_dir_all(directory.join("server-home")).expect("the test's directory");
+    directory
 }
 
 impl Drop for ExecServer {
@@ -94,6 +137,8 @@ macro_rules! scenarios {
         scenarios!(@version v0_120_0 "0.120.0" $($scenario)*);
         scenarios!(@version v0_142_0 "0.142.0" $($scenario)*);
         scenarios!(@version v0_169_0 "0.169.0" $($scenario)*);
+        #[cfg(all(feature = "server", unix))]
+        scenarios!(@version embedded "embedded" $($scenario)*);
     };
     (@version $module:ident $version:literal $($scenario:ident)*) => {
         mod $module {

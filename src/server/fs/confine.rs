@@ -43,7 +43,7 @@ impl Root {
 
     /// Returns the same place without links, which need not exist.
     pub(super) fn resolve(&self, path: &Path, last: Last) -> Result<PathBuf, RpcError> {
-        let path = self.from_canonical(path);
+        let path = self.canonical_of(path);
         let mut left: VecDeque<OsString> = names(&path);
         let mut at = PathBuf::from("/");
         let mut links = 0;
@@ -88,7 +88,7 @@ impl Root {
 
     /// Checks a path in which links are not followed later.
     pub(super) fn check_names(&self, path: &Path) -> Result<PathBuf, RpcError> {
-        let path = self.from_canonical(path);
+        let path = self.canonical_of(path);
         self.check(&path)?;
         Ok(path)
     }
@@ -97,7 +97,7 @@ impl Root {
         self.canonical == path
     }
 
-    fn from_canonical(&self, path: &Path) -> PathBuf {
+    fn canonical_of(&self, path: &Path) -> PathBuf {
         match path.strip_prefix(&self.given) {
             // Joined with nothing it would end with a slash.
             Ok(rest) if rest.as_os_str().is_empty() => self.canonical.clone(),

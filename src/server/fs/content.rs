@@ -86,7 +86,7 @@ pub(super) fn defect(text: &[u8]) -> String {
     if symbols == 1 {
         return format!("Invalid input length: {length}");
     }
-    if length % 4 != 0 {
+    if !length.is_multiple_of(4) {
         return "Invalid padding".to_owned();
     }
     let last = whole + symbols.saturating_sub(1);

@@ -26,7 +26,7 @@ impl FileUri {
         }
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         let url = Url::parse(text).map_err(|error| format!("invalid URI: {error}"))?;
         if url.scheme() != "file" {
             return Err(format!("unsupported path URI scheme `{}`", url.scheme()));

@@ -1,0 +1,320 @@
+//! One connection of a client: reads its messages, and answers each when its answer is there.
+//!
+//! What is asked of a process goes to it through the session, so that processes do not wait for each other.
+//! What is asked of files is done in the order in which it was asked, on a thread that may block.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use actix::Addr;
+use actix_web::web;
+use actix_ws::{AggregatedMessage, MessageStream};
+use serde::Deserialize;
+use serde_json::{json, value::RawValue};
+use tokio::{sync::mpsc, time::interval};
+
+use super::{
+    envelope::{Incoming, RequestId, RpcError, decode, encode_answer},
+    fs::{self, Handles},
+    outbox::Outbox,
+    registry::{Counted, Registry},
+    session::{self, Attach, Detach, ProcessConsumed, ProcessRequest, Session},
+};
+use crate::task::{self, Task};
+
+/// Largest frame of a client, and largest message.
+const FRAME: usize = 16 << 20;
+const MESSAGE: usize = 64 << 20;
+/// How many requests about files may wait before no more messages are read.
+const WAITING: usize = 1024;
+/// How often the client is asked for a sign of life, so that what is between keeps the connection.
+const PING: Duration = Duration::from_secs(30);
+
+/// How far the handshake has come.
+enum Handshake {
+    New,
+    Initialized(Addr<Session>),
+    Ready(Addr<Session>),
+}
+
+/// What is asked of files.
+struct FileRequest {
+    id: RequestId,
+    method: String,
+    params: Box<RawValue>,
+}
+
+struct Connection {
+    peer: String,
+    registry: Arc<Registry>,
+    outbox: Arc<Outbox>,
+    handshake: Handshake,
+    files: mpsc::Sender<FileRequest>,
+    _counted: Counted,
+}
+
+/// Serves a client until one of both ends it.
+pub(super) async fn serve(
+    registry: Arc<Registry>,
+    peer: Option<SocketAddr>,
+    socket: actix_ws::Session,
+    messages: MessageStream,
+) {
+    let outbox = Arc::<Outbox>::default();
+    let _writing = Task::spawn(write(outbox.clone(), socket.clone()));
+    let (files, requests) = mpsc::channel(WAITING);
+    let _filing = Task::spawn(file(requests, registry.clone(), outbox.clone()));
+    let mut connection = Connection {
+        peer: peer.map(|peer| peer.to_string()).unwrap_or_default(),
+        _counted: Counted::new(&registry.counts.connections),
+        registry,
+        outbox,
+        handshake: Handshake::New,
+        files,
+    };
+    connection.read(socket, messages).await;
+}
+
+/// Sends what waits for the client.
+async fn write(outbox: Arc<Outbox>, mut socket: actix_ws::Session) {
+    let mut pings = interval(PING);
+    pings.tick().await;
+    loop {
+        let sent = tokio::select! {
+            message = outbox.next() => match message {
+                Some(message) => socket.text(message).await,
+                None => return,
+            },
+            _ = pings.tick() => socket.ping(b"").await,
+        };
+        if sent.is_err() {
+            return outbox.close();
+        }
+    }
+}
+
+/// Carries out what is asked of files, one after the other.
+async fn file(
+    mut requests: mpsc::Receiver<FileRequest>,
+    registry: Arc<Registry>,
+    outbox: Arc<Outbox>,
+) {
+    let handles = Handles::default();
+    while let Some(FileRequest { id, method, params }) = requests.recv().await {
+        let (files, handles) = (registry.files.clone(), handles.clone());
+        let answer = web::block(move || {
+            fs::handle(&files, &handles, &method, &params)
+                .unwrap_or_else(|| Err(RpcError::method_not_found(&method)))
+        })
+        .await
+        .unwrap_or_else(|_| Err(RpcError::internal("the request was given up")));
+        outbox.push(encode_answer(&id, answer));
+    }
+}
+
+/// The methods, by what they are about.
+enum Kind {
+    Initialize,
+    Info,
+    Status,
+    Process,
+    File,
+    Unknown,
+}
+
+fn kind(method: &str) -> Kind {
+    match method {
+        "initialize" => Kind::Initialize,
+        "environment/info" => Kind::Info,
+        "environment/status" => Kind::Status,
+        "process/start" | "process/read" | "process/write" | "process/terminate"
+        | "process/signal" | "process/closeStdin" | "process/resize" => Kind::Process,
+        "fs/readFile" | "fs/writeFile" | "fs/createDirectory" | "fs/getMetadata"
+        | "fs/readDirectory" | "fs/remove" | "fs/copy" | "fs/canonicalize" | "fs/walk"
+        | "fs/open" | "fs/readBlock" | "fs/writeBlock" | "fs/close" => Kind::File,
+        _ => Kind::Unknown,
+    }
+}
+
+impl Connection {
+    async fn read(&mut self, mut socket: actix_ws::Session, messages: MessageStream) {
+        let mut messages = messages
+            .max_frame_size(FRAME)
+            .aggregate_continuations()
+            .max_continuation_size(MESSAGE);
+        while let Some(Ok(message)) = messages.recv().await {
+            let goes_on = match message {
+                AggregatedMessage::Text(text) => self.take(text.as_bytes()).await,
+                AggregatedMessage::Binary(bytes) => self.take(&bytes).await,
+                AggregatedMessage::Ping(bytes) => socket.pong(&bytes).await.is_ok(),
+                AggregatedMessage::Pong(_) => true,
+                AggregatedMessage::Close(_) => false,
+            };
+            if !goes_on {
+                return;
+            }
+            // A client that does not take its answers is asked for nothing more.
+            self.outbox.is_bearable().await;
+        }
+    }
+
+    /// Takes a message. Returns whether the connection goes on.
+    async fn take(&mut self, text: &[u8]) -> bool {
+        match decode(text) {
+            Ok(Incoming::Request { id, method, params }) => self.request(id, method, params).await,
+            Ok(Incoming::Notification { method, params }) => return self.notified(&method, params),
+            Ok(Incoming::Answer) => return false,
+            Err(error) => {
+                let message = format!(
+                    "failed to parse websocket JSON-RPC message from exec-server websocket {}: {error}",
+                    self.peer
+                );
+                let answer = Err(RpcError::invalid_request(message));
+                self.outbox
+                    .push(encode_answer(&RequestId::Number(-1), answer));
+            }
+        }
+        true
+    }
+
+    fn notified(&mut self, method: &str, params: Box<RawValue>) -> bool {
+        match (method, &self.handshake) {
+            ("initialized", Handshake::Initialized(session) | Handshake::Ready(session)) => {
+                self.handshake = Handshake::Ready(session.clone());
+                true
+            }
+            ("process/consumed", Handshake::Ready(session)) => {
+                session.do_send(ProcessConsumed(params));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    async fn request(&mut self, id: RequestId, method: String, params: Box<RawValue>) {
+        let what = match kind(&method) {
+            Kind::Unknown => {
+                return self.answer(&id, Err(RpcError::method_not_found(&method)));
+            }
+            Kind::Initialize => {
+                let answer = self.initialize(&params).await;
+                return self.answer(&id, answer);
+            }
+            Kind::Info | Kind::Status => "environment info",
+            Kind::Process => "exec",
+            Kind::File => "filesystem",
+        };
+        let session = match self.ready(what) {
+            Ok(session) => session,
+            Err(error) => return self.answer(&id, Err(error)),
+        };
+        match kind(&method) {
+            Kind::Process => {
+                // Sent now, in the order in which it came.
+                let answer = session.send(ProcessRequest { method, params });
+                let outbox = self.outbox.clone();
+                task::spawn(async move {
+                    let answer = answer
+                        .await
+                        .unwrap_or_else(|_| Err(RpcError::invalid_request("the session is over")));
+                    outbox.push(encode_answer(&id, answer));
+                });
+            }
+            Kind::File => {
+                // Its receiver ends with this.
+                let _gone = self.files.send(FileRequest { id, method, params }).await;
+            }
+            Kind::Status => self.answer(&id, Ok(r#"{"status":"ready"}"#.to_owned())),
+            Kind::Info | Kind::Initialize | Kind::Unknown => {
+                self.answer(&id, Ok(self.registry.environment.info().to_string()));
+            }
+        }
+    }
+
+    fn answer(&self, id: &RequestId, answer: Result<String, RpcError>) {
+        self.outbox.push(encode_answer(id, answer));
+    }
+
+    fn ready(&self, what: &str) -> Result<&Addr<Session>, RpcError> {
+        let missing = match &self.handshake {
+            Handshake::New => "call initialize",
+            Handshake::Initialized(_) => "send initialized",
+            Handshake::Ready(session) => return Ok(session),
+        };
+        Err(RpcError::invalid_request(format!(
+            "client must {missing} before using {what} methods"
+        )))
+    }
+
+    async fn initialize(&mut self, params: &RawValue) -> Result<String, RpcError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Initialize {
+            #[serde(rename = "clientName")]
+            _client_name: String,
+            resume_session_id: Option<String>,
+        }
+        if !matches!(self.handshake, Handshake::New) {
+            return Err(RpcError::invalid_request(
+                "initialize may only be sent once per connection",
+            ));
+        }
+        let initialize: Initialize = session::decode(params)?;
+        let (id, session) = match initialize.resume_session_id {
+            Some(id) => self.resume(id).await?,
+            None => self.begin()?,
+        };
+        self.handshake = Handshake::Initialized(session);
+        Ok(json!({
+            "sessionId": id,
+            "environmentInfo": self.registry.environment.info(),
+        })
+        .to_string())
+    }
+
+    fn begin(&self) -> Result<(String, Addr<Session>), RpcError> {
+        let id = session_id()?;
+        let session = Session::begin(id.clone(), self.registry.clone(), self.outbox.clone());
+        if !self.registry.add(id.clone(), session.clone()) {
+            return Err(RpcError::internal("the server is stopping"));
+        }
+        Ok((id, session))
+    }
+
+    async fn resume(&self, id: String) -> Result<(String, Addr<Session>), RpcError> {
+        let unknown = || RpcError::invalid_request(format!("unknown session id {id}"));
+        let session = self.registry.find(&id).ok_or_else(unknown)?;
+        let is_free = session
+            .send(Attach(self.outbox.clone()))
+            .await
+            .map_err(|_| unknown())?;
+        if !is_free {
+            return Err(RpcError::session_attached(&id));
+        }
+        Ok((id, session))
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.outbox.close();
+        if let Handshake::Initialized(session) | Handshake::Ready(session) = &self.handshake {
+            session.do_send(Detach(self.outbox.clone()));
+        }
+    }
+}
+
+/// A UUID of version 4: a secret.
+fn session_id() -> Result<String, RpcError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| RpcError::internal(error.to_string()))?;
+    let bits = u128::from_be_bytes(bytes);
+    let bits = bits & !(0xF << 76) & !(0b11 << 62) | 4 << 76 | 0b10 << 62;
+    Ok(format!(
+        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+        bits >> 96,
+        bits >> 80 & 0xFFFF,
+        bits >> 64 & 0xFFFF,
+        bits >> 48 & 0xFFFF,
+        bits & 0xFFFF_FFFF_FFFF
+    ))
+}

@@ -1,0 +1,396 @@
+//! The session actor: one for each client, with its processes. It outlives its connections by a window in
+//! which the client may come back.
+//!
+//! | message | answer | sent by |
+//! | --- | --- | --- |
+//! | `Attach` | whether it was free | a connection that begins or resumes it |
+//! | `Detach` | – | a connection that ends |
+//! | `ProcessRequest` | the result, as JSON | its connection |
+//! | `ProcessConsumed` | – | its connection |
+//! | `Stop` | when all its processes have been reaped | the server |
+//! | `Forgotten` | – | a process that has ended long ago |
+
+use std::{collections::HashMap, rc::Rc, sync::Arc, time::Duration};
+
+use actix::{
+    Actor, ActorContext as _, Addr, AsyncContext as _, Context, Handler, Message, MessageResult,
+    ResponseFuture, SpawnHandle,
+};
+use bytes::Bytes;
+use rustix::process::Signal;
+use serde::{Deserialize, Deserializer, de::Error as _};
+use serde_json::value::RawValue;
+
+use super::{
+    envelope::RpcError,
+    outbox::{Attachment, Outbox},
+    process::{Act, Action, Consumed, Kill, Process, Size, Start, Surroundings, status_json},
+    registry::{Counted, Registry},
+};
+use crate::protocol::base64;
+
+/// A connection is there for the session.
+pub(super) struct Attach(pub(super) Arc<Outbox>);
+
+impl Message for Attach {
+    /// Whether no other one was.
+    type Result = bool;
+}
+
+/// The connection is gone.
+pub(super) struct Detach(pub(super) Arc<Outbox>);
+
+impl Message for Detach {
+    type Result = ();
+}
+
+/// A request whose method begins with `process/`.
+pub(super) struct ProcessRequest {
+    pub(super) method: String,
+    pub(super) params: Box<RawValue>,
+}
+
+impl Message for ProcessRequest {
+    type Result = Result<String, RpcError>;
+}
+
+/// The notification `process/consumed`.
+pub(super) struct ProcessConsumed(pub(super) Box<RawValue>);
+
+impl Message for ProcessConsumed {
+    type Result = ();
+}
+
+/// The server stops.
+pub(super) struct Stop;
+
+impl Message for Stop {
+    type Result = ();
+}
+
+/// The id of this process may be used again.
+pub(super) struct Forgotten(pub(super) String);
+
+impl Message for Forgotten {
+    type Result = ();
+}
+
+/// The actor of one session.
+pub(super) struct Session {
+    id: String,
+    registry: Arc<Registry>,
+    attachment: Rc<Attachment>,
+    processes: HashMap<String, Addr<Process>>,
+    /// Of these, the process is forgotten, but others of its group live on.
+    survived: Vec<Addr<Process>>,
+    /// Ends the session when nobody comes back.
+    expiry: Option<SpawnHandle>,
+    _counted: Counted,
+}
+
+impl Session {
+    /// Starts the actor on the current arbiter, attached to a connection.
+    pub(super) fn begin(id: String, registry: Arc<Registry>, outbox: Arc<Outbox>) -> Addr<Self> {
+        Session::create(|context| {
+            // What is sent is handled in the order in which it was sent.
+            context.set_mailbox_capacity(usize::MAX >> 4);
+            let attachment = Rc::<Attachment>::default();
+            attachment.attach(outbox);
+            Session {
+                id,
+                attachment,
+                processes: HashMap::new(),
+                survived: Vec::new(),
+                expiry: None,
+                _counted: Counted::new(&registry.counts.sessions),
+                registry,
+            }
+        })
+    }
+
+    fn start(&mut self, params: &RawValue, context: &Context<Self>) -> Result<String, RpcError> {
+        let start: Start = decode(params)?;
+        let id = start.process_id.clone();
+        if self.processes.contains_key(&id) {
+            return Err(RpcError::invalid_request(format!(
+                "process {id} already exists"
+            )));
+        }
+        let surroundings = Surroundings {
+            session: context.address(),
+            attachment: self.attachment.clone(),
+            forgotten_after: self.registry.forgotten_after,
+            counted: Counted::new(&self.registry.counts.processes),
+        };
+        let process = Process::launch(start, &self.registry.files, surroundings)?;
+        let result = serde_json::json!({"processId": id, "sandboxType": "none"}).to_string();
+        self.processes.insert(id, process);
+        Ok(result)
+    }
+
+    /// Ends what it has started, and returns who is to be waited for.
+    fn kill(&mut self) -> Vec<actix::dev::Request<Process, Kill>> {
+        let processes = self.processes.drain().map(|(_, process)| process);
+        processes
+            .chain(self.survived.drain(..))
+            .map(|process| process.send(Kill))
+            .collect()
+    }
+}
+
+/// Reads params. Where they are in the message is of no use to anyone.
+pub(super) fn decode<'a, P: Deserialize<'a>>(params: &'a RawValue) -> Result<P, RpcError> {
+    serde_json::from_str(params.get()).map_err(|error| {
+        let text = error.to_string();
+        let text = text
+            .rsplit_once(" at line ")
+            .map_or(&*text, |(text, _)| text);
+        RpcError::invalid_params(text)
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ReadParams {
+    process_id: String,
+    after_seq: Option<u64>,
+    max_bytes: Option<u64>,
+    wait_ms: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WriteParams {
+    process_id: String,
+    #[serde(deserialize_with = "base64::deserialize")]
+    chunk: Bytes,
+    write_id: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct IdParams {
+    process_id: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ResizeParams {
+    process_id: String,
+    size: Size,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SignalParams {
+    process_id: String,
+    #[serde(deserialize_with = "signal")]
+    signal: Signal,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ConsumedParams {
+    process_id: String,
+    seq: u64,
+}
+
+fn signal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Signal, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    Ok(match name.as_str() {
+        "interrupt" | "SIGINT" => Signal::INT,
+        "SIGABRT" => Signal::ABORT,
+        "SIGALRM" => Signal::ALARM,
+        "SIGBUS" => Signal::BUS,
+        "SIGCHLD" => Signal::CHILD,
+        "SIGCONT" => Signal::CONT,
+        "SIGFPE" => Signal::FPE,
+        "SIGHUP" => Signal::HUP,
+        "SIGILL" => Signal::ILL,
+        "SIGKILL" => Signal::KILL,
+        "SIGPIPE" => Signal::PIPE,
+        "SIGPROF" => Signal::PROF,
+        "SIGQUIT" => Signal::QUIT,
+        "SIGSEGV" => Signal::SEGV,
+        "SIGSTOP" => Signal::STOP,
+        "SIGSYS" => Signal::SYS,
+        "SIGTERM" => Signal::TERM,
+        "SIGTRAP" => Signal::TRAP,
+        "SIGTSTP" => Signal::TSTP,
+        "SIGTTIN" => Signal::TTIN,
+        "SIGTTOU" => Signal::TTOU,
+        "SIGURG" => Signal::URG,
+        "SIGUSR1" => Signal::USR1,
+        "SIGUSR2" => Signal::USR2,
+        "SIGVTALRM" => Signal::VTALARM,
+        "SIGWINCH" => Signal::WINCH,
+        "SIGXCPU" => Signal::XCPU,
+        "SIGXFSZ" => Signal::XFSZ,
+        _ => return Err(D::Error::custom(format!("unknown signal `{name}`"))),
+    })
+}
+
+/// What is asked of which process.
+fn action(method: &str, params: &RawValue) -> Result<(String, Action), RpcError> {
+    Ok(match method {
+        "process/read" => {
+            let params: ReadParams = decode(params)?;
+            let action = Action::Read {
+                after_seq: params.after_seq.unwrap_or(0),
+                max_bytes: params.max_bytes,
+                wait: Duration::from_millis(params.wait_ms.unwrap_or(0)),
+            };
+            (params.process_id, action)
+        }
+        "process/write" => {
+            let params: WriteParams = decode(params)?;
+            if params.write_id.is_empty() {
+                return Err(RpcError::invalid_params("writeId must not be empty"));
+            }
+            let action = Action::Write {
+                id: params.write_id,
+                chunk: params.chunk,
+            };
+            (params.process_id, action)
+        }
+        "process/resize" => {
+            let params: ResizeParams = decode(params)?;
+            (params.process_id, Action::Resize(params.size.check()?))
+        }
+        "process/signal" => {
+            let params: SignalParams = decode(params)?;
+            (params.process_id, Action::Signal(params.signal))
+        }
+        "process/closeStdin" => {
+            let params: IdParams = decode(params)?;
+            (params.process_id, Action::CloseStdin)
+        }
+        "process/terminate" => {
+            let params: IdParams = decode(params)?;
+            (params.process_id, Action::Terminate)
+        }
+        _ => return Err(RpcError::method_not_found(method)),
+    })
+}
+
+/// The answer where there is no such process.
+fn without_process(id: &str, action: &Action) -> Result<String, RpcError> {
+    match action {
+        Action::Read { .. } => Err(RpcError::invalid_request(format!(
+            "unknown process id {id}"
+        ))),
+        Action::Write { .. } | Action::CloseStdin => Ok(status_json("unknownProcess")),
+        Action::Resize(_) | Action::Signal(_) => Ok("{}".to_owned()),
+        Action::Terminate => Ok(r#"{"running":false}"#.to_owned()),
+    }
+}
+
+impl Actor for Session {
+    type Context = Context<Self>;
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        self.registry.remove(&self.id);
+        for process in self.processes.values().chain(&self.survived) {
+            process.do_send(Kill);
+        }
+    }
+}
+
+impl Handler<Attach> for Session {
+    type Result = bool;
+
+    fn handle(&mut self, Attach(outbox): Attach, context: &mut Self::Context) -> bool {
+        if self.attachment.is_attached() {
+            return false;
+        }
+        if let Some(expiry) = self.expiry.take() {
+            context.cancel_future(expiry);
+        }
+        self.attachment.attach(outbox);
+        true
+    }
+}
+
+impl Handler<Detach> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Detach(outbox): Detach, context: &mut Self::Context) {
+        if self.attachment.detach(&outbox) {
+            let expiry = context.run_later(self.registry.session_window, |_, context| {
+                context.stop();
+            });
+            self.expiry = Some(expiry);
+        }
+    }
+}
+
+impl Handler<ProcessRequest> for Session {
+    type Result = ResponseFuture<Result<String, RpcError>>;
+
+    fn handle(&mut self, request: ProcessRequest, context: &mut Self::Context) -> Self::Result {
+        let ProcessRequest { method, params } = request;
+        if method == "process/start" {
+            let started = self.start(&params, context);
+            return Box::pin(async move { started });
+        }
+        let (id, action) = match action(&method, &params) {
+            Ok(asked) => asked,
+            Err(error) => return Box::pin(async move { Err(error) }),
+        };
+        match self.processes.get(&id) {
+            Some(process) => {
+                // Sent now, so that what is asked of one process is done in the order in which it was asked.
+                let answer = process.send(Act(action));
+                Box::pin(async move {
+                    answer.await.unwrap_or_else(|_| {
+                        Err(RpcError::invalid_request(format!(
+                            "unknown process id {id}"
+                        )))
+                    })
+                })
+            }
+            None => {
+                let answer = without_process(&id, &action);
+                Box::pin(async move { answer })
+            }
+        }
+    }
+}
+
+impl Handler<ProcessConsumed> for Session {
+    type Result = ();
+
+    fn handle(&mut self, ProcessConsumed(params): ProcessConsumed, _: &mut Self::Context) {
+        // There is nobody to be told what is wrong with a notification.
+        if let Ok(params) = decode::<ConsumedParams>(&params)
+            && let Some(process) = self.processes.get(&params.process_id)
+        {
+            process.do_send(Consumed(params.seq));
+        }
+    }
+}
+
+impl Handler<Stop> for Session {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: Stop, context: &mut Self::Context) -> Self::Result {
+        let killed = self.kill();
+        context.stop();
+        Box::pin(async move {
+            for killed in killed {
+                // One that is gone already has left nothing.
+                let _gone = killed.await;
+            }
+        })
+    }
+}
+
+impl Handler<Forgotten> for Session {
+    type Result = MessageResult<Forgotten>;
+
+    fn handle(&mut self, Forgotten(id): Forgotten, _: &mut Self::Context) -> Self::Result {
+        self.survived.retain(Addr::connected);
+        self.survived.extend(self.processes.remove(&id));
+        MessageResult(())
+    }
+}
