@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{InvalidRequest, Method, Params, ProcessId, Shell};
+use super::{
+    Capabilities, InvalidRequest, Method, Params, ProcessId, Shell, TerminalSize, Unsupported,
+};
 
 /// `process/start`: starts a process.
 ///
@@ -36,6 +38,8 @@ pub struct StartProcess {
     enforce_managed_network: Option<bool>,
     managed_network: Option<Value>,
     network_proxy: Option<Value>,
+    size: Option<TerminalSize>,
+    output_window: Option<u32>,
 }
 
 impl StartProcess {
@@ -65,6 +69,8 @@ impl StartProcess {
             enforce_managed_network: None,
             managed_network: None,
             network_proxy: None,
+            size: None,
+            output_window: None,
         }
     }
 
@@ -100,6 +106,24 @@ impl StartProcess {
         self
     }
 
+    /// Sets the size of its pty. Without a [`tty`](Self::tty) it means nothing.
+    ///
+    /// Servers without [`resize`](Capabilities::resize) start a pty with 24 rows and 80 columns. There
+    /// [`Mux::start`](crate::Mux::start) has a shell set the size before it becomes the program: one that
+    /// is not found is then no error, but an exit code of 127.
+    pub fn size(mut self, size: TerminalSize) -> Self {
+        self.size = Some(size);
+        self
+    }
+
+    /// Has the server hold the process back while so many bytes of its output are not consumed, up to
+    /// 1 MiB (servers with [`output_window`](Capabilities::output_window); others ignore it).
+    /// [`Mux::start`](crate::Mux::start) sets it itself, and tells the server what the session consumes.
+    pub fn output_window(mut self, bytes: u32) -> Self {
+        self.output_window = Some(bytes);
+        self
+    }
+
     /// Sets the name that the process sees as its own.
     pub fn arg0(mut self, arg0: impl Into<String>) -> Self {
         self.arg0 = Some(arg0.into());
@@ -107,7 +131,7 @@ impl StartProcess {
     }
 
     /// Whether the stdin of a process with pipes can be written to (0.130 on; older servers ignore
-    /// it). No server can close it again.
+    /// it). It can be closed again with [`CloseStdin`](super::CloseStdin), where the server has that.
     pub fn pipe_stdin(mut self, pipe_stdin: bool) -> Self {
         self.pipe_stdin = pipe_stdin;
         self
@@ -173,6 +197,16 @@ impl Method for StartProcess {
     const NAME: &'static str = "process/start";
     type Response = Started;
 
+    fn supported_by(&self, capabilities: &Capabilities) -> Result<(), Unsupported> {
+        if self.tty && self.size.is_some() && !capabilities.resize {
+            return Err(Unsupported::new(
+                "resize",
+                "start it with Mux::start, which has a shell set the size",
+            ));
+        }
+        Ok(())
+    }
+
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
         if self.argv.is_empty() {
             return Err(InvalidRequest::EmptyArgv);
@@ -193,7 +227,10 @@ impl Method for StartProcess {
             self.enforce_managed_network.as_ref(),
         )?;
         params.optional("managedNetwork", self.managed_network.as_ref())?;
-        params.optional("networkProxy", self.network_proxy.as_ref())
+        params.optional("networkProxy", self.network_proxy.as_ref())?;
+        let size = self.size.map(TerminalSize::check).transpose()?;
+        params.optional("size", size.as_ref())?;
+        params.optional("outputWindow", self.output_window.as_ref())
     }
 }
 
@@ -333,7 +370,9 @@ mod tests {
             .sandbox(Value::Null)
             .enforce_managed_network(false)
             .managed_network(json!({}))
-            .network_proxy(json!({"proxy": {}}));
+            .network_proxy(json!({"proxy": {}}))
+            .size(TerminalSize::new(5, 6))
+            .output_window(7);
         assert_eq!(
             encoded_params(PathSpelling::Plain, &start),
             json!({
@@ -344,6 +383,7 @@ mod tests {
                 "shellSnapshot": {"scopeId": "s", "shell": {"name": "sh", "path": "/bin/sh"}},
                 "metadata": {"threadId": "t"}, "sandbox": null, "enforceManagedNetwork": false,
                 "managedNetwork": {}, "networkProxy": {"proxy": {}},
+                "size": {"rows": 5, "cols": 6}, "outputWindow": 7,
             })
         );
     }
