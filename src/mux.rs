@@ -154,12 +154,13 @@ impl Mux {
 
     fn start_actors(first: FirstLink, config: Config) -> Self {
         let config = Rc::new(config);
+        let capabilities = first.capabilities();
         let mut connection = None;
         let router = Router::create(|context| {
             let events = context.address().downgrade().recipient();
             let started = Connection::start_with(first, config.clone(), events);
             connection = Some(started.clone());
-            Router::new(started, &config)
+            Router::new(started, &config, capabilities)
         });
         Mux {
             connection: connection.expect("`create` runs its closure before it returns"),
@@ -285,7 +286,8 @@ impl Mux {
     ///
     /// # Errors
     ///
-    /// See [`CallError`]; an unknown process is not an error.
+    /// See [`CallError`]; [`Unsupported`](CallError::Unsupported) where the server lacks
+    /// [`resize`](Capabilities::resize). An unknown process is not an error.
     pub async fn resize(
         &self,
         process_id: impl Into<ProcessId>,
@@ -294,17 +296,27 @@ impl Mux {
         self.call(ResizeTerminal::new(process_id, size)).await
     }
 
-    /// Sends a signal to the group of a process: see [`SendSignal`].
+    /// Sends a signal to the group of a process: see [`SendSignal`]. Where the server has no other signals,
+    /// SIGINT is an [`Interrupt`] and SIGKILL is [`Terminate`].
     ///
     /// # Errors
     ///
-    /// See [`CallError`]; an unknown process is not an error.
+    /// See [`CallError`]; [`Unsupported`](CallError::Unsupported) for other signals where the server lacks
+    /// [`signals`](Capabilities::signals). An unknown process is not an error.
     pub async fn signal(
         &self,
         process_id: impl Into<ProcessId>,
         signal: Signal,
     ) -> Result<Done, CallError> {
-        self.call(SendSignal::new(process_id, signal)).await
+        let process_id = process_id.into();
+        match signal {
+            // Both may be repeated on a resumed connection, unlike other signals.
+            Signal::Interrupt => self.interrupt(process_id).await,
+            Signal::Kill if self.capabilities().await.is_some_and(|can| !can.signals) => {
+                self.terminate(process_id).await.map(|_| Done {})
+            }
+            signal => self.call(SendSignal::new(process_id, signal)).await,
+        }
     }
 
     /// Kills a process and its group: see [`Terminate`].

@@ -38,8 +38,8 @@ impl Method for CloseStdin {
     fn supported_by(&self, capabilities: &Capabilities) -> Result<(), Unsupported> {
         capabilities.close_stdin.then_some(()).ok_or(Unsupported {
             capability: "close_stdin",
-            remedy: "the stdin of a pipe cannot be closed there; give the whole input at the start \
-                     (Mux::start_with_input), or use a tty and write \\x04",
+            remedy: "the stdin of a pipe cannot be closed there; use a tty and write \\x04, or have a \
+                     shell read the input from a file that was written before",
         })
     }
 
@@ -98,8 +98,7 @@ impl TerminalSize {
 }
 
 /// `process/resize`: sets the size of the pty of a process (servers with
-/// [`resize`](Capabilities::resize); [`Mux::resize`](crate::Mux::resize) can also do without). A process
-/// that is not there is not an error.
+/// [`resize`](Capabilities::resize)). A process that is not there is not an error.
 #[derive(Debug, Clone)]
 #[must_use]
 #[non_exhaustive]
@@ -132,7 +131,7 @@ impl Method for ResizeTerminal {
     fn supported_by(&self, capabilities: &Capabilities) -> Result<(), Unsupported> {
         capabilities.resize.then_some(()).ok_or(Unsupported {
             capability: "resize",
-            remedy: "start the process with controllable(true), and use Mux::resize",
+            remedy: "give the size at the start (StartProcess::size), with Mux::start",
         })
     }
 
@@ -196,7 +195,7 @@ impl Signal {
 }
 
 /// `process/signal`: sends a signal to the group of a process: SIGINT from 0.140 on, others to servers with
-/// [`signals`](Capabilities::signals). [`Mux::signal`](crate::Mux::signal) can also do without. A process
+/// [`signals`](Capabilities::signals). [`Mux::signal`](crate::Mux::signal) can also do some without. A process
 /// that is not there is not an error.
 #[derive(Debug, Clone)]
 #[must_use]
@@ -234,7 +233,7 @@ impl Method for SendSignal {
         }
         Err(Unsupported {
             capability: "signals",
-            remedy: "start the process with controllable(true), and use Mux::signal",
+            remedy: "only Interrupt (0.140 on) and Kill can be sent there, with Mux::signal",
         })
     }
 

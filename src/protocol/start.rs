@@ -116,6 +116,24 @@ impl StartProcess {
         self
     }
 
+    /// Has a shell set the size of the pty, where the server cannot.
+    pub(crate) fn adapted(mut self, capabilities: &Capabilities) -> Self {
+        // Replacing the program would lose the name that it is to see as its own.
+        if self.tty
+            && !capabilities.resize
+            && self.arg0.is_none()
+            && !self.argv.is_empty()
+            && let Some(size) = self.size
+            && size.check().is_ok()
+        {
+            self.size = None;
+            let wrapped = ["/bin/sh", "-c", SIZED, "sh"].map(str::to_owned);
+            let size = [size.rows.to_string(), size.cols.to_string()];
+            self.argv = wrapped.into_iter().chain(size).chain(self.argv).collect();
+        }
+        self
+    }
+
     /// Has the server hold the process back while so many bytes of its output are not consumed, up to
     /// 1 MiB (servers with [`output_window`](Capabilities::output_window); others ignore it).
     /// [`Mux::start`](crate::Mux::start) sets it itself, and tells the server what the session consumes.
@@ -181,6 +199,9 @@ impl StartProcess {
     }
 }
 
+/// Sets the size of the terminal and becomes the program. What is given is never part of the script.
+const SIZED: &str = r#"stty rows "$1" cols "$2"; shift 2; exec "$@""#;
+
 /// Arguments and environment may hold secrets; the id and the program tell enough.
 impl fmt::Debug for StartProcess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -201,7 +222,7 @@ impl Method for StartProcess {
         if self.tty && self.size.is_some() && !capabilities.resize {
             return Err(Unsupported::new(
                 "resize",
-                "start it with Mux::start, which has a shell set the size",
+                "start it with Mux::start and without arg0: a shell sets the size",
             ));
         }
         Ok(())
@@ -385,6 +406,30 @@ mod tests {
                 "managedNetwork": {}, "networkProxy": {"proxy": {}},
                 "size": {"rows": 5, "cols": 6}, "outputWindow": 7,
             })
+        );
+    }
+
+    #[test]
+    fn a_shell_sets_the_size_where_the_server_cannot() {
+        let start = StartProcess::new("p", ["vi", "$x; y"], "/")
+            .tty(true)
+            .size(TerminalSize::new(5, 6));
+        let mut capabilities = Capabilities::default();
+        let adapted = start.clone().adapted(&capabilities);
+        assert_eq!(adapted.supported_by(&capabilities), Ok(()));
+        assert_eq!(
+            encoded_params(PathSpelling::Plain, &adapted),
+            json!({"processId": "p", "cwd": "/", "env": {}, "tty": true,
+                   "argv": ["/bin/sh", "-c", SIZED, "sh", "5", "6", "vi", "$x; y"]})
+        );
+        let named = start.clone().arg0("ed").adapted(&capabilities);
+        let missing = named.supported_by(&capabilities).unwrap_err();
+        assert_eq!(missing.capability, "resize");
+        capabilities.resize = true;
+        let params = encoded_params(PathSpelling::Plain, &start.adapted(&capabilities));
+        assert_eq!(
+            (&params["argv"][0], &params["size"]["rows"]),
+            (&json!("vi"), &json!(5))
         );
     }
 
