@@ -328,6 +328,9 @@ impl Connection {
                 reason,
             });
         }
+        method
+            .supported_by(&self.server.capabilities)
+            .map_err(|missing| CallError::unsupported(M::NAME, missing))?;
         let mut pending = self.pending.borrow_mut();
         let in_flight = pending.len();
         let refused = |refused, queued_bytes| match refused {

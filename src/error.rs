@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
-use crate::protocol::{ErrorCode, ProcessId};
+use crate::protocol::{ErrorCode, ProcessId, Unsupported};
 
 /// Why a connection could not be opened.
 ///
@@ -280,6 +280,16 @@ pub enum CallError {
         /// The process.
         process_id: ProcessId,
     },
+    /// The server cannot do it, and nothing else helps. Nothing was sent.
+    #[error("{method} not sent: the server does not have the capability {capability}: {remedy}")]
+    Unsupported {
+        /// The method called.
+        method: &'static str,
+        /// The field of [`Capabilities`](crate::protocol::Capabilities) that would have to be set.
+        capability: &'static str,
+        /// What can be done without it.
+        remedy: &'static str,
+    },
     /// The request cannot be sent as it is. Nothing was sent.
     #[error("{method} not sent: {source}")]
     InvalidRequest {
@@ -299,6 +309,15 @@ pub enum CallError {
 }
 
 impl CallError {
+    /// Says what a server cannot do that `method` needs.
+    pub(crate) fn unsupported(method: &'static str, missing: Unsupported) -> Self {
+        CallError::Unsupported {
+            method,
+            capability: missing.capability,
+            remedy: missing.remedy,
+        }
+    }
+
     /// Returns the code of a [`Rejected`](CallError::Rejected) call.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
@@ -331,6 +350,9 @@ pub enum InvalidRequest {
     /// `argv` is empty: there is no program to run.
     #[error("argv must name a program")]
     EmptyArgv,
+    /// A terminal has to have a row and a column.
+    #[error("a terminal must have at least one row and one column")]
+    EmptyTerminal,
     /// A param does not serialise.
     #[error("{field} does not serialise: {source}")]
     Unserializable {

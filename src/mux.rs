@@ -17,10 +17,13 @@ use crate::{
     },
     error::{CallError, ConnectError, DisconnectReason, RegisterError, StartError},
     protocol::{
-        CopyPath, CreateDirectory, DirectoryListing, Done, EnvironmentInfo, FileContent, Interrupt,
-        Metadata, Method, ProcessId, ReadDirectory, ReadEnvironmentInfo, ReadFile, ReadMetadata,
-        ReadProcess, RemovePath, RetainedOutput, StartProcess, Started, Terminate, Terminated,
-        WriteFile, WriteStdin, Written,
+        Block, CanonicalPath, Canonicalize, Capabilities, CloseFile, CloseStdin, CopyPath,
+        CreateDirectory, DirectoryListing, Done, EnvironmentInfo, FileContent, HandleId, Interrupt,
+        Metadata, Method, OpenFile, OpenMode, ProcessId, ReadBlock, ReadDirectory,
+        ReadEnvironmentInfo, ReadFile, ReadMetadata, ReadProcess, RemovePath, ResizeTerminal,
+        RetainedOutput, SendSignal, Signal, StartProcess, Started, StdinClosed, TerminalSize,
+        Terminate, Terminated, Walk, WalkOptions, Walked, WriteBlock, WriteFile, WriteStdin,
+        Written,
     },
     router::{Register, Router, Session, Shutdown, Start, Unregister},
 };
@@ -151,12 +154,13 @@ impl Mux {
 
     fn start_actors(first: FirstLink, config: Config) -> Self {
         let config = Rc::new(config);
+        let capabilities = first.capabilities();
         let mut connection = None;
         let router = Router::create(|context| {
             let events = context.address().downgrade().recipient();
             let started = Connection::start_with(first, config.clone(), events);
             connection = Some(started.clone());
-            Router::new(started, &config)
+            Router::new(started, &config, capabilities)
         });
         Mux {
             connection: connection.expect("`create` runs its closure before it returns"),
@@ -264,6 +268,57 @@ impl Mux {
         self.call(WriteStdin::new(process_id, chunk)).await
     }
 
+    /// Ends the input of a process with pipes, behind the writes made before: see [`CloseStdin`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`]; [`Unsupported`](CallError::Unsupported) where the server lacks
+    /// [`close_stdin`](Capabilities::close_stdin). An unknown process is not an error but a
+    /// [`CloseStatus`](crate::protocol::CloseStatus).
+    pub async fn close_stdin(
+        &self,
+        process_id: impl Into<ProcessId>,
+    ) -> Result<StdinClosed, CallError> {
+        self.call(CloseStdin::new(process_id)).await
+    }
+
+    /// Sets the size of the pty of a process: see [`ResizeTerminal`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`]; [`Unsupported`](CallError::Unsupported) where the server lacks
+    /// [`resize`](Capabilities::resize). An unknown process is not an error.
+    pub async fn resize(
+        &self,
+        process_id: impl Into<ProcessId>,
+        size: TerminalSize,
+    ) -> Result<Done, CallError> {
+        self.call(ResizeTerminal::new(process_id, size)).await
+    }
+
+    /// Sends a signal to the group of a process: see [`SendSignal`]. Where the server has no other signals,
+    /// SIGINT is an [`Interrupt`] and SIGKILL is [`Terminate`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`]; [`Unsupported`](CallError::Unsupported) for other signals where the server lacks
+    /// [`signals`](Capabilities::signals). An unknown process is not an error.
+    pub async fn signal(
+        &self,
+        process_id: impl Into<ProcessId>,
+        signal: Signal,
+    ) -> Result<Done, CallError> {
+        let process_id = process_id.into();
+        match signal {
+            // Both may be repeated on a resumed connection, unlike other signals.
+            Signal::Interrupt => self.interrupt(process_id).await,
+            Signal::Kill if self.capabilities().await.is_some_and(|can| !can.signals) => {
+                self.terminate(process_id).await.map(|_| Done {})
+            }
+            signal => self.call(SendSignal::new(process_id, signal)).await,
+        }
+    }
+
     /// Kills a process and its group: see [`Terminate`].
     ///
     /// # Errors
@@ -306,6 +361,84 @@ impl Mux {
         content: impl Into<Bytes>,
     ) -> Result<Done, CallError> {
         self.call(WriteFile::new(path, content)).await
+    }
+
+    /// Opens a file, to read or write it in pieces: see [`OpenFile`]. It has to be
+    /// [closed](Mux::close_file), and is when the connection is lost.
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`]; [`Unsupported`](CallError::Unsupported) where the server lacks
+    /// [`file_blocks`](Capabilities::file_blocks), or for writing
+    /// [`file_writes`](Capabilities::file_writes).
+    pub async fn open_file(
+        &self,
+        path: impl Into<PathBuf>,
+        mode: OpenMode,
+    ) -> Result<HandleId, CallError> {
+        let opened = self.call(OpenFile::new(path).mode(mode)).await?;
+        Ok(opened.handle_id)
+    }
+
+    /// Reads a piece of an open file: see [`ReadBlock`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`].
+    pub async fn read_block(
+        &self,
+        handle: impl Into<HandleId>,
+        offset: u64,
+        len: usize,
+    ) -> Result<Block, CallError> {
+        self.call(ReadBlock::new(handle, offset, len)).await
+    }
+
+    /// Writes a piece of an open file: see [`WriteBlock`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`].
+    pub async fn write_block(
+        &self,
+        handle: impl Into<HandleId>,
+        offset: u64,
+        chunk: impl Into<Bytes>,
+    ) -> Result<Done, CallError> {
+        self.call(WriteBlock::new(handle, offset, chunk)).await
+    }
+
+    /// Closes an open file: see [`CloseFile`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`]; a file that is not open is not an error.
+    pub async fn close_file(&self, handle: impl Into<HandleId>) -> Result<Done, CallError> {
+        self.call(CloseFile::new(handle)).await
+    }
+
+    /// Lists a directory and all below it: see [`Walk`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`]; [`Unsupported`](CallError::Unsupported) where the server lacks
+    /// [`walk`](Capabilities::walk).
+    pub async fn walk(
+        &self,
+        path: impl Into<PathBuf>,
+        options: WalkOptions,
+    ) -> Result<Walked, CallError> {
+        self.call(Walk::new(path).options(options)).await
+    }
+
+    /// Asks where a path leads, with all links resolved: see [`Canonicalize`].
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`]; [`Unsupported`](CallError::Unsupported) where the server lacks
+    /// [`canonicalize`](Capabilities::canonicalize).
+    pub async fn canonicalize(&self, path: impl Into<PathBuf>) -> Result<CanonicalPath, CallError> {
+        self.call(Canonicalize::new(path)).await
     }
 
     /// Creates a directory in one that exists. For those above it too, call [`CreateDirectory`].
@@ -373,6 +506,11 @@ impl Mux {
     /// Returns what the handshake learned of the server; `None` if the connection's actor is gone.
     pub async fn server(&self) -> Option<ServerInfo> {
         self.connection.send(DescribeServer).await.ok()
+    }
+
+    /// Returns what the server can do beyond what all can; `None` if the connection's actor is gone.
+    pub async fn capabilities(&self) -> Option<Capabilities> {
+        Some(self.server().await?.capabilities)
     }
 
     /// Returns the connection's counters; `None` if the connection's actor is gone.

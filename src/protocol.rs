@@ -6,16 +6,16 @@
 //! ```
 //! use execmux::protocol::{InvalidRequest, Method, Params};
 //!
-//! struct EnvironmentStatus;
+//! struct ReadClock;
 //!
 //! #[derive(serde::Deserialize)]
-//! struct Status {
-//!     status: String,
+//! struct Clock {
+//!     now: u64,
 //! }
 //!
-//! impl Method for EnvironmentStatus {
-//!     const NAME: &'static str = "environment/status";
-//!     type Response = Status;
+//! impl Method for ReadClock {
+//!     const NAME: &'static str = "environment/clock";
+//!     type Response = Clock;
 //!
 //!     fn write_params(&self, _: &mut Params<'_>) -> Result<(), InvalidRequest> {
 //!         Ok(())
@@ -24,6 +24,9 @@
 //! ```
 
 pub(crate) mod base64;
+mod blocks;
+mod capabilities;
+mod control;
 mod dialect;
 mod environment;
 mod fs;
@@ -37,8 +40,19 @@ mod start;
 use serde::{Deserialize, de::DeserializeOwned};
 
 pub use self::{
+    blocks::{
+        Block, CanonicalPath, Canonicalize, CloseFile, EntryKind, HandleId, MAX_BLOCK, OpenFile,
+        OpenMode, OpenedFile, ReadBlock, Walk, WalkError, WalkOptions, Walked, WalkedEntry,
+        WriteBlock,
+    },
+    capabilities::{Capabilities, Unsupported},
+    control::{
+        CloseStatus, CloseStdin, ResizeTerminal, SendSignal, Signal, StdinClosed, TerminalSize,
+    },
     dialect::{Dialect, PathSpelling},
-    environment::{EnvironmentInfo, ReadEnvironmentInfo, Shell},
+    environment::{
+        EnvironmentInfo, EnvironmentStatus, ReadEnvironmentInfo, ReadEnvironmentStatus, Shell,
+    },
     fs::{
         CopyPath, CreateDirectory, DirectoryEntry, DirectoryListing, FileContent, Metadata,
         ReadDirectory, ReadFile, ReadMetadata, RemovePath, WriteFile,
@@ -56,6 +70,7 @@ pub use self::{
     },
 };
 pub(crate) use self::{
+    capabilities::Generation,
     id::SessionId,
     notification::{Notification, Notifications, ProcessEvent},
 };
@@ -74,6 +89,17 @@ pub trait Method: Send + 'static {
     /// Which queue the request waits in. By default the one for most.
     fn lane(&self) -> Lane<'_> {
         Lane::Ordinary
+    }
+
+    /// Whether a server with these capabilities has it. If not, it is not asked, and the call ends as
+    /// [`Unsupported`](crate::CallError::Unsupported). By default all have it.
+    ///
+    /// # Errors
+    ///
+    /// What is missing.
+    fn supported_by(&self, capabilities: &Capabilities) -> Result<(), Unsupported> {
+        let _any = capabilities;
+        Ok(())
     }
 
     /// Writes the params, in the dialect of the server that they go to.

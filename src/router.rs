@@ -62,7 +62,10 @@ use crate::{
         Call, Close, Connection, ConnectionEvent, Dispatch, ForgetProcess, ReplySlot, after,
     },
     error::{CallError, DisconnectReason, FailureReason, RegisterError},
-    protocol::{ErrorCode, Notifications, ProcessEvent, ProcessId, ReadProcess, Repeat, Terminate},
+    protocol::{
+        Capabilities, ErrorCode, Notifications, ProcessEvent, ProcessId, ReadProcess, Repeat,
+        Terminate,
+    },
     task::{self, Alive, Task},
 };
 
@@ -182,6 +185,7 @@ pub struct Router {
     session_budget: usize,
     session_check_interval: Duration,
     close_timeout: Duration,
+    capabilities: Capabilities,
     _alive: Alive,
 }
 
@@ -219,7 +223,11 @@ struct Draining {
 const END_OVERDUE: Duration = Duration::from_secs(35);
 
 impl Router {
-    pub(crate) fn new(connection: Addr<Connection>, config: &Config) -> Self {
+    pub(crate) fn new(
+        connection: Addr<Connection>,
+        config: &Config,
+        capabilities: Capabilities,
+    ) -> Self {
         Router {
             state: State::Open {
                 shutdowns: Vec::new(),
@@ -239,6 +247,7 @@ impl Router {
             session_budget: config.session_budget,
             session_check_interval: config.session_check_interval,
             close_timeout: config.close_timeout,
+            capabilities,
             _alive: Alive::new(),
         }
     }
@@ -577,6 +586,7 @@ impl Handler<Start> for Router {
             session,
             timeout,
         } = start;
+        let process = process.adapted(&self.capabilities);
         let process_id = process.process_id().clone();
         let register = Register::new(&process_id, session);
         PendingStart(self.register(register, context).map(|key| {

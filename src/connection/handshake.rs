@@ -15,7 +15,8 @@ use super::{
 use crate::{
     error::{ConnectError, DisconnectReason, InvalidRequest},
     protocol::{
-        Dialect, EnvironmentInfo, Method, PathSpelling, ReadEnvironmentInfo, SessionId,
+        Capabilities, Dialect, EnvironmentInfo, Generation, Interrupt, Method, PathSpelling,
+        ReadEnvironmentInfo, SessionId,
         jsonrpc::{self, ErrorObject, Id, Incoming},
     },
 };
@@ -26,6 +27,8 @@ use crate::{
 pub struct ServerInfo {
     /// What it speaks.
     pub dialect: Dialect,
+    /// What it can do beyond what all can.
+    pub capabilities: Capabilities,
     /// What it runs on and can do, as far as it told: servers before 0.139 tell nothing.
     pub environment: Option<EnvironmentInfo>,
 }
@@ -34,7 +37,8 @@ pub struct ServerInfo {
 const INITIALIZE: RequestId = 1;
 const ENVIRONMENT: RequestId = 2;
 const CLOSE_FILE: RequestId = 3;
-pub(crate) const LAST_ID: RequestId = CLOSE_FILE;
+const INTERRUPT: RequestId = 4;
+pub(crate) const LAST_ID: RequestId = INTERRUPT;
 
 /// What a handshake leads to.
 pub(crate) struct Introduced {
@@ -84,11 +88,11 @@ pub(crate) async fn handshake(
     let session = session_id(&initialized);
     let mut dialect = PLAIN;
     dialect.resume_window = session.as_ref().map(|_| Duration::from_secs(10));
-    let environment = match initialized.get("environmentInfo") {
+    let (generation, environment) = match initialized.get("environmentInfo") {
         Some(info) => {
             dialect.deduplicates_writes = true;
             dialect.paths = PathSpelling::Uri;
-            serde_json::from_str(info.get()).ok()
+            (Generation::Telling, serde_json::from_str(info.get()).ok())
         }
         None => exchange.explore(&mut dialect).await?,
     };
@@ -98,6 +102,7 @@ pub(crate) async fn handshake(
     Ok(Introduced {
         server: ServerInfo {
             dialect,
+            capabilities: Capabilities::new(generation, environment.as_ref()),
             environment,
         },
         session,
@@ -203,20 +208,21 @@ impl Exchange<'_> {
     async fn explore(
         &mut self,
         dialect: &mut Dialect,
-    ) -> Result<Option<EnvironmentInfo>, ConnectError> {
+    ) -> Result<(Generation, Option<EnvironmentInfo>), ConnectError> {
         let info = match self.call(ENVIRONMENT, &ReadEnvironmentInfo).await? {
             Ok(info) => info,
             Err(ErrorObject { code, .. }) => {
                 debug!(code:%; "no environment/info, a server before 0.139");
-                return Ok(None);
+                return Ok((Generation::Silent, None));
             }
         };
         // Those that know the key `cwd`, if only as null, want URIs.
         let knows_cwd = serde_json::from_str::<serde_json::Value>(info.get())
             .is_ok_and(|info| info.get("cwd").is_some());
-        if knows_cwd {
+        let generation = if knows_cwd {
             dialect.paths = PathSpelling::Uri;
             dialect.deduplicates_writes = true;
+            Generation::Telling
         } else {
             // Closing a file that is not open does nothing. The method came with much else, in 0.142.
             let request = jsonrpc::encode(CLOSE_FILE, "fs/close", PLAIN, |params| {
@@ -225,8 +231,20 @@ impl Exchange<'_> {
             .map_err(|error| self.not_exec_server(error))?;
             let closed = self.exchange(CLOSE_FILE, "fs/close", &request).await?;
             dialect.deduplicates_writes = closed.is_ok();
-        }
-        Ok(serde_json::from_str(info.get()).ok())
+            if closed.is_ok() {
+                Generation::Blocks
+            } else if self
+                .call(INTERRUPT, &Interrupt::new("execmux"))
+                .await?
+                .is_ok()
+            {
+                // A process that is not there is not an error, where the method is known: from 0.140 on.
+                Generation::Interruptible
+            } else {
+                Generation::Deaf
+            }
+        };
+        Ok((generation, serde_json::from_str(info.get()).ok()))
     }
 
     async fn send(&mut self, json: &[u8]) -> Result<(), ConnectError> {

@@ -11,7 +11,11 @@ use super::{
     handshake::{ServerInfo, handshake, resume},
     socket::{self, MessageReader, MessageWriter},
 };
-use crate::{config::Config, error::ConnectError, protocol::SessionId};
+use crate::{
+    config::Config,
+    error::ConnectError,
+    protocol::{Capabilities, SessionId},
+};
 
 /// An open WebSocket whose peer is an exec-server.
 pub(crate) struct Link {
@@ -63,6 +67,10 @@ impl Dialler {
 }
 
 impl FirstLink {
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        self.server.capabilities
+    }
+
     /// Dials, and shakes hands.
     pub(crate) async fn dial(mut dialler: Dialler, config: &Config) -> Result<Self, ConnectError> {
         let dialled = dialler.dial(config).await?;

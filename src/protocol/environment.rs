@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{InvalidRequest, Method, Params, Repeat, params::read_path};
+use super::{Capabilities, InvalidRequest, Method, Params, Repeat, Unsupported, params::read_path};
 
 /// `environment/info`: asks what the server runs on (servers from 0.139 on).
 #[derive(Debug, Clone, Copy, Default)]
@@ -18,6 +18,39 @@ impl Method for ReadEnvironmentInfo {
     fn write_params(&self, _: &mut Params<'_>) -> Result<(), InvalidRequest> {
         Ok(())
     }
+}
+
+/// `environment/status`: asks whether the server is ready (servers with
+/// [`environment_status`](Capabilities::environment_status)). The cheapest call there is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ReadEnvironmentStatus;
+
+impl Method for ReadEnvironmentStatus {
+    const NAME: &'static str = "environment/status";
+    type Response = EnvironmentStatus;
+    const REPEAT: Repeat = Repeat::Always;
+
+    fn supported_by(&self, capabilities: &Capabilities) -> Result<(), Unsupported> {
+        capabilities
+            .environment_status
+            .then_some(())
+            .ok_or(Unsupported::new(
+                "environment_status",
+                "any other call tells whether it answers, say metadata of /",
+            ))
+    }
+
+    fn write_params(&self, _: &mut Params<'_>) -> Result<(), InvalidRequest> {
+        Ok(())
+    }
+}
+
+/// The answer to [`ReadEnvironmentStatus`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
+pub struct EnvironmentStatus {
+    /// `ready`; others have not been seen.
+    pub status: String,
 }
 
 /// What a server runs on and can do. Old servers leave most of it out.

@@ -139,7 +139,7 @@ impl From<String> for WriteId {
 }
 
 /// 64 random bits for this program, and a counter.
-fn unique_name() -> String {
+pub(super) fn unique_name() -> String {
     static PROGRAM: LazyLock<u64> =
         LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
     static COUNTER: AtomicU64 = AtomicU64::new(1);

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{InvalidRequest, Method, Params, ProcessId, Shell};
+use super::{
+    Capabilities, InvalidRequest, Method, Params, ProcessId, Shell, TerminalSize, Unsupported,
+};
 
 /// `process/start`: starts a process.
 ///
@@ -36,6 +38,8 @@ pub struct StartProcess {
     enforce_managed_network: Option<bool>,
     managed_network: Option<Value>,
     network_proxy: Option<Value>,
+    size: Option<TerminalSize>,
+    output_window: Option<u32>,
 }
 
 impl StartProcess {
@@ -65,6 +69,8 @@ impl StartProcess {
             enforce_managed_network: None,
             managed_network: None,
             network_proxy: None,
+            size: None,
+            output_window: None,
         }
     }
 
@@ -100,6 +106,42 @@ impl StartProcess {
         self
     }
 
+    /// Sets the size of its pty. Without a [`tty`](Self::tty) it means nothing.
+    ///
+    /// Servers without [`resize`](Capabilities::resize) start a pty with 24 rows and 80 columns. There
+    /// [`Mux::start`](crate::Mux::start) has a shell set the size before it becomes the program: one that
+    /// is not found is then no error, but an exit code of 127.
+    pub fn size(mut self, size: TerminalSize) -> Self {
+        self.size = Some(size);
+        self
+    }
+
+    /// Has a shell set the size of the pty, where the server cannot.
+    pub(crate) fn adapted(mut self, capabilities: &Capabilities) -> Self {
+        // Replacing the program would lose the name that it is to see as its own.
+        if self.tty
+            && !capabilities.resize
+            && self.arg0.is_none()
+            && !self.argv.is_empty()
+            && let Some(size) = self.size
+            && size.check().is_ok()
+        {
+            self.size = None;
+            let wrapped = ["/bin/sh", "-c", SIZED, "sh"].map(str::to_owned);
+            let size = [size.rows.to_string(), size.cols.to_string()];
+            self.argv = wrapped.into_iter().chain(size).chain(self.argv).collect();
+        }
+        self
+    }
+
+    /// Has the server hold the process back while so many bytes of its output are not consumed, up to
+    /// 1 MiB (servers with [`output_window`](Capabilities::output_window); others ignore it).
+    /// [`Mux::start`](crate::Mux::start) sets it itself, and tells the server what the session consumes.
+    pub fn output_window(mut self, bytes: u32) -> Self {
+        self.output_window = Some(bytes);
+        self
+    }
+
     /// Sets the name that the process sees as its own.
     pub fn arg0(mut self, arg0: impl Into<String>) -> Self {
         self.arg0 = Some(arg0.into());
@@ -107,7 +149,7 @@ impl StartProcess {
     }
 
     /// Whether the stdin of a process with pipes can be written to (0.130 on; older servers ignore
-    /// it). No server can close it again.
+    /// it). It can be closed again with [`CloseStdin`](super::CloseStdin), where the server has that.
     pub fn pipe_stdin(mut self, pipe_stdin: bool) -> Self {
         self.pipe_stdin = pipe_stdin;
         self
@@ -157,6 +199,9 @@ impl StartProcess {
     }
 }
 
+/// Sets the size of the terminal and becomes the program. What is given is never part of the script.
+const SIZED: &str = r#"stty rows "$1" cols "$2"; shift 2; exec "$@""#;
+
 /// Arguments and environment may hold secrets; the id and the program tell enough.
 impl fmt::Debug for StartProcess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -172,6 +217,16 @@ impl fmt::Debug for StartProcess {
 impl Method for StartProcess {
     const NAME: &'static str = "process/start";
     type Response = Started;
+
+    fn supported_by(&self, capabilities: &Capabilities) -> Result<(), Unsupported> {
+        if self.tty && self.size.is_some() && !capabilities.resize {
+            return Err(Unsupported::new(
+                "resize",
+                "start it with Mux::start and without arg0: a shell sets the size",
+            ));
+        }
+        Ok(())
+    }
 
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
         if self.argv.is_empty() {
@@ -193,7 +248,10 @@ impl Method for StartProcess {
             self.enforce_managed_network.as_ref(),
         )?;
         params.optional("managedNetwork", self.managed_network.as_ref())?;
-        params.optional("networkProxy", self.network_proxy.as_ref())
+        params.optional("networkProxy", self.network_proxy.as_ref())?;
+        let size = self.size.map(TerminalSize::check).transpose()?;
+        params.optional("size", size.as_ref())?;
+        params.optional("outputWindow", self.output_window.as_ref())
     }
 }
 
@@ -333,7 +391,9 @@ mod tests {
             .sandbox(Value::Null)
             .enforce_managed_network(false)
             .managed_network(json!({}))
-            .network_proxy(json!({"proxy": {}}));
+            .network_proxy(json!({"proxy": {}}))
+            .size(TerminalSize::new(5, 6))
+            .output_window(7);
         assert_eq!(
             encoded_params(PathSpelling::Plain, &start),
             json!({
@@ -344,7 +404,32 @@ mod tests {
                 "shellSnapshot": {"scopeId": "s", "shell": {"name": "sh", "path": "/bin/sh"}},
                 "metadata": {"threadId": "t"}, "sandbox": null, "enforceManagedNetwork": false,
                 "managedNetwork": {}, "networkProxy": {"proxy": {}},
+                "size": {"rows": 5, "cols": 6}, "outputWindow": 7,
             })
+        );
+    }
+
+    #[test]
+    fn a_shell_sets_the_size_where_the_server_cannot() {
+        let start = StartProcess::new("p", ["vi", "$x; y"], "/")
+            .tty(true)
+            .size(TerminalSize::new(5, 6));
+        let mut capabilities = Capabilities::default();
+        let adapted = start.clone().adapted(&capabilities);
+        assert_eq!(adapted.supported_by(&capabilities), Ok(()));
+        assert_eq!(
+            encoded_params(PathSpelling::Plain, &adapted),
+            json!({"processId": "p", "cwd": "/", "env": {}, "tty": true,
+                   "argv": ["/bin/sh", "-c", SIZED, "sh", "5", "6", "vi", "$x; y"]})
+        );
+        let named = start.clone().arg0("ed").adapted(&capabilities);
+        let missing = named.supported_by(&capabilities).unwrap_err();
+        assert_eq!(missing.capability, "resize");
+        capabilities.resize = true;
+        let params = encoded_params(PathSpelling::Plain, &start.adapted(&capabilities));
+        assert_eq!(
+            (&params["argv"][0], &params["size"]["rows"]),
+            (&json!("vi"), &json!(5))
         );
     }
 

@@ -153,6 +153,7 @@ impl StartSlot {
                 CallError::Rejected { .. }
                 | CallError::Overloaded { .. }
                 | CallError::Stuck { .. }
+                | CallError::Unsupported { .. }
                 | CallError::InvalidRequest { .. },
             ) => Some(StartedProcess::NotStarted),
             Err(CallError::OutcomeUnknown { .. }) => Some(StartedProcess::Unknown),
