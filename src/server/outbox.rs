@@ -121,6 +121,13 @@ impl Attachment {
         is_attached
     }
 
+    /// Ends the connection, if there is one.
+    pub(super) fn disconnect(&self) {
+        if let Some(outbox) = self.0.borrow_mut().take() {
+            outbox.close();
+        }
+    }
+
     pub(super) fn is_attached(&self) -> bool {
         self.0.borrow().is_some()
     }

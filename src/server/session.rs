@@ -374,6 +374,8 @@ impl Handler<Stop> for Session {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, _: Stop, context: &mut Self::Context) -> Self::Result {
+        // The client is told that the connection ends, not how its processes were ended.
+        self.attachment.disconnect();
         let killed = self.kill();
         context.stop();
         Box::pin(async move {
