@@ -1,5 +1,7 @@
 //! The two addresses in one handle.
 
+mod input;
+
 use std::{fmt, io, path::PathBuf, rc::Rc};
 
 use actix::{Actor as _, Addr, ArbiterHandle, AsyncContext as _, Recipient};

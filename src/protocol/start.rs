@@ -1,6 +1,10 @@
 //! `process/start`, with all that a process can be started with.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -77,6 +81,21 @@ impl StartProcess {
     /// Returns the id that the process will have.
     pub fn process_id(&self) -> &ProcessId {
         &self.process_id
+    }
+
+    pub(crate) fn is_tty(&self) -> bool {
+        self.tty
+    }
+
+    /// Has it run by a shell whose script gets `path` as `$0` and the arguments as the others, and stands in
+    /// for the program in the end. `None` if it has an `arg0`, which a shell cannot set.
+    pub(crate) fn run_by_shell(mut self, script: &str, path: &Path) -> Option<Self> {
+        if self.arg0.is_some() {
+            return None;
+        }
+        let shell = ["/bin/sh", "-c", script, path.to_str()?];
+        self.argv.splice(..0, shell.into_iter().map(str::to_owned));
+        Some(self)
     }
 
     /// Sets a variable. These are the whole environment of the process: it inherits nothing, unless
