@@ -15,7 +15,7 @@ use log::{debug, warn};
 pub(crate) const LEAVING: Duration = Duration::from_secs(1);
 
 /// Where programs are on most systems.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Where the server is.
 #[derive(Debug, Args)]

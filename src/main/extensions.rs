@@ -119,7 +119,7 @@ impl Method for OpenFile {
 pub(crate) struct ReadBlock {
     pub(crate) handle_id: String,
     pub(crate) offset: u64,
-    pub(crate) len: usize,
+    pub(crate) len: u64,
 }
 
 #[derive(Deserialize)]
