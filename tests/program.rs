@@ -75,7 +75,7 @@ async fn our_own_failures_are_one_line_and_exit_code_125() {
             &["run", "--url", "http://127.0.0.1", "--", "true"],
             "cannot use the URL: the scheme is http",
         ),
-        (&["run", "--", "true"], "the following required arguments"),
+        (&["run"], "the following required arguments"),
         (
             &["run", "--url", "ws://127.0.0.1:1"],
             "the following required arguments",

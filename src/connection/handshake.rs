@@ -113,9 +113,12 @@ fn session_id(initialized: &Initialized) -> Option<SessionId> {
     serde_json::from_str(initialized.get("sessionId")?.get()).ok()
 }
 
-/// How long a server from 0.142 on keeps a session. It does not tell; its release is known by what it
+/// How long a server from 0.142 on keeps a session. Most do not tell; their release is known by what they
 /// can do.
 fn resume_window(environment: Option<&EnvironmentInfo>) -> Duration {
+    if let Some(told) = environment.and_then(|info| info.session_window_ms) {
+        return Duration::from_millis(told);
+    }
     let can = |capability| {
         environment.is_some_and(|info| info.capabilities.get(capability) == Some(&true))
     };

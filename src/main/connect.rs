@@ -1,6 +1,6 @@
 //! The connection that a subcommand works over, and where its commands run.
 
-use std::{env::VarError, path::PathBuf, time::Duration};
+use std::{cell::RefCell, env::VarError, path::PathBuf, time::Duration};
 
 use actix::{Actor, Addr, Arbiter, ArbiterHandle, Context, Handler};
 use actix_rt::time::timeout;
@@ -69,7 +69,9 @@ pub(crate) struct Remote {
     /// What the server can do beyond the basics.
     pub(crate) capabilities: Capabilities,
     /// The server, if it is in this program.
-    embedded: Option<Server>,
+    embedded: RefCell<Option<Server>>,
+    /// Whether commands run on this machine.
+    is_here: bool,
     /// Held, as the connection only knows who watches it.
     _watcher: Addr<Watcher>,
 }
@@ -112,7 +114,8 @@ impl Remote {
                 .map(|it| it.capabilities)
                 .unwrap_or_default(),
             environment: server.and_then(|server| server.environment),
-            embedded,
+            is_here: embedded.is_some(),
+            embedded: RefCell::new(embedded),
             _watcher: watcher,
         })
     }
@@ -122,9 +125,9 @@ impl Remote {
         let its_cwd = self.environment.as_ref().and_then(|it| it.cwd.clone());
         let cwd = place.cwd.clone().or(its_cwd).unwrap_or_else(|| "/".into());
         let mut process =
-            StartProcess::new(ProcessId::unique(), argv, cwd).env_policy(match self.embedded {
-                Some(_) => embedded::whole_environment(),
-                None => EnvironmentPolicy::new(InheritEnvironment::Core),
+            StartProcess::new(ProcessId::unique(), argv, cwd).env_policy(match self.is_here {
+                true => embedded::whole_environment(),
+                false => EnvironmentPolicy::new(InheritEnvironment::Core),
             });
         if self.environment.is_none() {
             // It may not know policies, and then finds programs for a pty nowhere.
@@ -134,9 +137,9 @@ impl Remote {
     }
 
     /// Ends the server, if it is in this program, and all that still runs on it.
-    pub(crate) async fn end(self) {
-        if let Some(server) = self.embedded {
-            server.stop().await;
+    pub(crate) async fn end(&self) {
+        if self.is_here {
+            self.leave().await;
         }
     }
 
@@ -144,6 +147,11 @@ impl Remote {
     pub(crate) async fn leave(&self) {
         if timeout(LEAVING, self.mux.shutdown()).await.is_err() {
             debug!("the server was not told in time that this side leaves");
+        }
+        // After the connection has ended, or its end would be taken for a loss.
+        let server = self.embedded.borrow_mut().take();
+        if let Some(server) = server {
+            server.stop().await;
         }
     }
 }

@@ -85,6 +85,9 @@ pub struct EnvironmentInfo {
     /// `linux`, `macos` or `windows` (0.160 on).
     #[serde(default)]
     pub platform_os: Option<String>,
+    /// How long the server keeps a session whose connection is lost, in milliseconds (the crate's own server).
+    #[serde(default)]
+    pub session_window_ms: Option<u64>,
     /// What the server can do beyond the basics; what is missing it cannot (0.150 on).
     #[serde(default, deserialize_with = "capabilities")]
     pub capabilities: BTreeMap<String, bool>,

@@ -1,6 +1,6 @@
 //! What the server runs on and can do.
 
-use std::{env, path::Path};
+use std::{env, path::Path, time::Duration};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ fn uri(path: &Path) -> String {
 }
 
 impl Environment {
-    pub(super) fn look() -> Self {
+    pub(super) fn look(session_window: Duration) -> Self {
         let shell = env::var("SHELL").unwrap_or_else(|_| "/bin/sh".to_owned());
         let name = Path::new(&shell)
             .file_name()
@@ -37,6 +37,7 @@ impl Environment {
             "prependPathDirs": [],
             "temporaryDirectories": [],
             "tempDir": uri(&env::temp_dir()),
+            "sessionWindowMs": u64::try_from(session_window.as_millis()).unwrap_or(u64::MAX),
             "capabilities": {
                 "fileWriteStreaming": true,
                 "processCloseStdin": true,

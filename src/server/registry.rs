@@ -66,7 +66,7 @@ impl Registry {
         Registry {
             auth,
             files,
-            environment: Environment::look(),
+            environment: Environment::look(session_window),
             session_window,
             forgotten_after,
             sessions: Mutex::default(),

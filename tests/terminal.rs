@@ -1,0 +1,364 @@
+//! The program with the server in it, and in a real terminal.
+#![cfg(all(feature = "cli", unix))]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{
+    fs,
+    os::fd::{AsFd as _, OwnedFd},
+    path::{Path, PathBuf},
+    process::{Output, Stdio},
+};
+
+use execmux::ProcessId;
+use pty_process::{OwnedReadPty, OwnedWritePty, Size};
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    termios::{Termios, tcgetattr},
+};
+use sha2::{Digest as _, Sha256};
+use support::soon;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    process::{Child, Command},
+};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_execmux");
+
+fn execmux(arguments: &[&str]) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .env_remove("RUST_LOG")
+        .env_remove("EXECMUX_URL")
+        .env_remove("EXECMUX_TOKEN")
+        .kill_on_drop(true);
+    command
+}
+
+async fn with_input(arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = execmux(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let (_, output) = tokio::join!(
+        async move {
+            // It may not read to the end.
+            let _written = stdin.write_all(input).await;
+        },
+        soon(child.wait_with_output())
+    );
+    output.unwrap()
+}
+
+fn said(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+/// A directory that goes with the test.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Self {
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("terminal-{}", ProcessId::unique()));
+        fs::create_dir_all(&path).unwrap();
+        Directory(path)
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _gone = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The program in a terminal of its own.
+struct Terminal {
+    child: Child,
+    reader: OwnedReadPty,
+    writer: OwnedWritePty,
+    /// For a look at how the terminal is set.
+    pty: OwnedFd,
+    before: Termios,
+    seen: String,
+}
+
+impl Terminal {
+    fn start(arguments: &[&str], (rows, cols): (u16, u16)) -> Self {
+        let (pty, pts) = pty_process::open().unwrap();
+        pty.resize(Size::new(rows, cols)).unwrap();
+        let own = pty.as_fd().try_clone_to_owned().unwrap();
+        let before = tcgetattr(&own).unwrap();
+        let child = pty_process::Command::new(PROGRAM)
+            .args(arguments)
+            .env_remove("RUST_LOG")
+            .env_remove("EXECMUX_URL")
+            .kill_on_drop(true)
+            .spawn(pts)
+            .unwrap();
+        let (reader, writer) = pty.into_split();
+        Terminal {
+            child,
+            reader,
+            writer,
+            pty: own,
+            before,
+            seen: String::new(),
+        }
+    }
+
+    /// Reads until `text` has come.
+    async fn see(&mut self, text: &str) {
+        soon(async {
+            while !self.seen.contains(text) {
+                let mut buffer = [0; 4096];
+                match self.reader.read(&mut buffer).await {
+                    Ok(length @ 1..) => {
+                        self.seen += &String::from_utf8_lossy(&buffer[..length]);
+                    }
+                    _ => panic!("{text:?} is not in {:?}", self.seen),
+                }
+            }
+        })
+        .await;
+        self.seen.clear();
+    }
+
+    async fn press(&mut self, keys: &str) {
+        soon(self.writer.write_all(keys.as_bytes())).await.unwrap();
+    }
+
+    /// Waits for the end, and checks that the terminal is as it was.
+    async fn end(mut self) -> Option<i32> {
+        let status = soon(self.child.wait()).await.unwrap();
+        let after = tcgetattr(&self.pty).unwrap();
+        assert_eq!(after.input_modes, self.before.input_modes);
+        assert_eq!(after.output_modes, self.before.output_modes);
+        assert_eq!(after.local_modes, self.before.local_modes);
+        status.code()
+    }
+}
+
+#[actix::test]
+async fn a_command_runs_here_with_its_streams_its_directory_and_its_exit_code() {
+    let script = "echo out $(pwd) $MINE; echo err >&2; exit 3";
+    let output = soon(
+        execmux(&["run", "--", "sh", "-c", script])
+            .env("MINE", "mine")
+            .output(),
+    )
+    .await
+    .unwrap();
+    let here = std::env::current_dir().unwrap();
+    let expected = format!("out {} mine\n", here.display());
+    assert_eq!(said(&output), (Some(3), expected, "err\n".into()));
+}
+
+#[actix::test]
+async fn piped_stdin_comes_to_its_end() {
+    let output = with_input(&["run", "--", "sort"], b"b\na\n").await;
+    assert_eq!(said(&output), (Some(0), "a\nb\n".into(), String::new()));
+    let large = vec![b'x'; 5_000_000];
+    let output = with_input(&["run", "--", "wc", "-c"], &large).await;
+    assert_eq!(said(&output).1.trim(), "5000000");
+}
+
+#[actix::test]
+async fn nothing_is_left_of_what_ran_here() {
+    let script = "sleep 1000 >/dev/null 2>&1 & echo $!";
+    let output = soon(execmux(&["run", "--", "sh", "-c", script]).output())
+        .await
+        .unwrap();
+    let (code, pid, _) = said(&output);
+    assert_eq!(code, Some(0));
+    let state = format!("/proc/{}/stat", pid.trim());
+    soon(async {
+        // It may be a zombie, if nobody takes care of orphans here.
+        while fs::read_to_string(&state).is_ok_and(|stat| !stat.contains(") Z ")) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[actix::test]
+async fn a_terminal_is_raw_has_its_size_and_is_restored() {
+    let script = "stty size; read line; echo got $line; exit 4";
+    let mut terminal = Terminal::start(&["run", "--tty", "--", "sh", "-c", script], (33, 101));
+    terminal.see("33 101").await;
+    terminal.press("hi\r").await;
+    terminal.see("got hi").await;
+    assert_eq!(terminal.end().await, Some(4));
+}
+
+#[actix::test]
+async fn a_terminal_follows_the_size_of_ours() {
+    let script = "trap 'stty size; exit 5' WINCH; echo up; while :; do sleep 0.05; done";
+    let mut terminal = Terminal::start(&["run", "--tty", "--", "sh", "-c", script], (24, 80));
+    terminal.see("up").await;
+    let size = Size::new(40, 120);
+    terminal.writer.resize(size).unwrap();
+    terminal.see("40 120").await;
+    assert_eq!(terminal.end().await, Some(5));
+}
+
+const CATCHING: &str = "trap 'echo caught; exit 9' INT; echo up; while :; do sleep 0.05; done";
+
+#[actix::test]
+async fn ctrl_c_reaches_the_command_with_and_without_a_terminal_of_its_own() {
+    for options in [&["run", "--tty"][..], &["run"]] {
+        let arguments = [options, &["--", "sh", "-c", CATCHING]].concat();
+        let mut terminal = Terminal::start(&arguments, (24, 80));
+        terminal.see("up").await;
+        terminal.press("\x03").await;
+        terminal.see("caught").await;
+        assert_eq!(terminal.end().await, Some(9));
+    }
+}
+
+#[actix::test]
+async fn the_terminal_is_restored_when_the_program_is_terminated() {
+    let script = "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done";
+    let mut terminal = Terminal::start(&["run", "--tty", "--", "sh", "-c", script], (24, 80));
+    terminal.see("up").await;
+    let id = i32::try_from(terminal.child.id().unwrap()).unwrap();
+    kill_process(Pid::from_raw(id).unwrap(), Signal::TERM).unwrap();
+    assert_eq!(terminal.end().await, Some(7));
+}
+
+#[actix::test]
+async fn each_runs_two_hundred_commands_and_lists_what_failed() {
+    let lines: String = (0..200)
+        .map(|n| format!("for i in 1 2 3; do echo {n} $i; done; test {n} != 77\n"))
+        .collect();
+    let output = with_input(&["each", "--jobs", "8"], lines.as_bytes()).await;
+    let (code, stdout, stderr) = said(&output);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("199 succeeded, 1 failed"), "{stderr}");
+    assert!(stderr.contains("test 77 != 77"), "{stderr}");
+    let lines: Vec<_> = stdout.lines().collect();
+    assert_eq!(lines.len(), 600);
+    for whole in lines.chunks(3) {
+        let (n, _) = whole[0].split_once(' ').unwrap();
+        let expected = [1, 2, 3].map(|i| format!("{n} {i}"));
+        assert_eq!(whole, expected, "the output of each is whole");
+    }
+    let tagged = with_input(&["each", "--tag"], b"echo a\n").await;
+    assert!(said(&tagged).1.ends_with("a\n") && said(&tagged).1.len() > 2);
+    let json = with_input(&["each", "--json"], b"echo a; exit 2\n").await;
+    let line: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(line["exit_code"], 2, "{line}");
+}
+
+/// `execmux serve`, and how to reach it.
+struct Serving {
+    url: String,
+    _child: Child,
+}
+
+impl Serving {
+    async fn start(options: &[&str]) -> Self {
+        let mut child = execmux(&[&["serve"], options].concat())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut url = String::new();
+        let stdout = child.stdout.take().unwrap();
+        soon(BufReader::new(stdout).read_line(&mut url))
+            .await
+            .unwrap();
+        Serving {
+            url: url.trim().to_owned(),
+            _child: child,
+        }
+    }
+}
+
+fn hash(path: impl AsRef<Path>) -> Vec<u8> {
+    Sha256::digest(fs::read(path).unwrap()).to_vec()
+}
+
+#[actix::test]
+async fn files_and_folders_are_copied_both_ways() {
+    let directory = Directory::new();
+    let serving = Serving::start(&[]).await;
+    let large: Vec<u8> = (0..100_000_000_u32).map(|n| (n / 7) as u8).collect();
+    fs::write(directory.at("large"), large).unwrap();
+    fs::create_dir_all(directory.at("folder/in/it")).unwrap();
+    fs::write(directory.at("folder/a"), "a").unwrap();
+    fs::write(directory.at("folder/in/it/b c"), "b").unwrap();
+    let copy = async |from: String, to: String| {
+        let output = soon(execmux(&["cp", "--url", &serving.url, &from, &to]).output())
+            .await
+            .unwrap();
+        assert_eq!(said(&output), (Some(0), String::new(), String::new()));
+    };
+    let there = |name: &str| format!("remote:{}", directory.at(name));
+    for name in ["large", "folder"] {
+        copy(directory.at(name), there(&format!("{name}-there"))).await;
+        copy(
+            there(&format!("{name}-there")),
+            directory.at(&format!("{name}-back")),
+        )
+        .await;
+    }
+    assert_eq!(
+        hash(directory.at("large")),
+        hash(directory.at("large-back"))
+    );
+    for name in ["a", "in/it/b c"] {
+        let copied = directory.at(&format!("folder-back/{name}"));
+        assert_eq!(hash(directory.at(&format!("folder/{name}"))), hash(copied));
+    }
+    let names = fs::read_dir(&directory.0).unwrap();
+    assert_eq!(names.count(), 6, "nothing half-written is left");
+}
+
+#[actix::test]
+async fn a_wrong_token_a_wrong_url_and_a_wrong_flag_are_one_line() {
+    let directory = Directory::new();
+    fs::write(directory.at("token"), "the token\n").unwrap();
+    let serving = Serving::start(&["--token-file", &directory.at("token")]).await;
+    for (token, expected) in [(Some("the token"), 0), (Some("another"), 125), (None, 125)] {
+        let mut command = execmux(&["run", "--url", &serving.url, "--", "true"]);
+        if let Some(token) = token {
+            command.env("EXECMUX_TOKEN", token);
+        }
+        let (code, _, stderr) = said(&soon(command.output()).await.unwrap());
+        assert_eq!(code, Some(expected), "{stderr}");
+        assert_eq!(
+            stderr.lines().count(),
+            usize::from(expected != 0),
+            "{stderr}"
+        );
+        assert_eq!(stderr.contains("EXECMUX_TOKEN"), expected != 0, "{stderr}");
+        assert!(!stderr.contains("another") && !stderr.contains("the token\n"));
+    }
+    for arguments in [
+        &["run", "--url", "ws://127.0.0.1:1", "--", "true"][..],
+        &["run", "--no-such-flag", "--", "true"],
+        &["cp", "a", "b"],
+        &["serve", "--listen", "0.0.0.0:0"],
+        &["serve", "--root", "/no/such/directory"],
+        &["info", "--url", "http://127.0.0.1"],
+    ] {
+        let (code, stdout, stderr) = said(&soon(execmux(arguments).output()).await.unwrap());
+        assert_eq!((code, &*stdout), (Some(125), ""), "{arguments:?}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}
