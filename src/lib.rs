@@ -71,7 +71,7 @@
 //! # Features
 //!
 //! - none by default: the library.
-//! - `cli`: the `execmux` program.
+//! - `cli`: the `execmux` program (Unix only; brings `server`).
 //! - `server`: an exec-server in this process (Unix only).
 
 mod config;
@@ -109,7 +109,7 @@ pub use crate::{
     task::alive,
 };
 
-/// The examples of the README.
-#[cfg(doctest)]
+/// The examples of the README, of which one needs the server.
+#[cfg(all(doctest, feature = "server", unix))]
 #[doc = include_str!("../README.md")]
 pub struct Readme;

@@ -114,7 +114,7 @@ async fn help_is_no_failure() {
     assert!(
         String::from_utf8(help.stdout)
             .unwrap()
-            .contains("Example: execmux run")
+            .contains("Examples:\n  execmux run -- sh")
     );
 }
 
