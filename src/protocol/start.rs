@@ -43,7 +43,6 @@ pub struct StartProcess {
     managed_network: Option<Value>,
     network_proxy: Option<Value>,
     size: Option<TerminalSize>,
-    output_window: Option<u32>,
 }
 
 impl StartProcess {
@@ -74,7 +73,6 @@ impl StartProcess {
             managed_network: None,
             network_proxy: None,
             size: None,
-            output_window: None,
         }
     }
 
@@ -150,14 +148,6 @@ impl StartProcess {
             let size = [size.rows.to_string(), size.cols.to_string()];
             self.argv = wrapped.into_iter().chain(size).chain(self.argv).collect();
         }
-        self
-    }
-
-    /// Has the server hold the process back while so many bytes of its output are not consumed, up to
-    /// 1 MiB (servers with [`output_window`](Capabilities::output_window); others ignore it).
-    /// [`Mux::start`](crate::Mux::start) sets it itself, and tells the server what the session consumes.
-    pub fn output_window(mut self, bytes: u32) -> Self {
-        self.output_window = Some(bytes);
         self
     }
 
@@ -269,8 +259,7 @@ impl Method for StartProcess {
         params.optional("managedNetwork", self.managed_network.as_ref())?;
         params.optional("networkProxy", self.network_proxy.as_ref())?;
         let size = self.size.map(TerminalSize::check).transpose()?;
-        params.optional("size", size.as_ref())?;
-        params.optional("outputWindow", self.output_window.as_ref())
+        params.optional("size", size.as_ref())
     }
 }
 
@@ -411,8 +400,7 @@ mod tests {
             .enforce_managed_network(false)
             .managed_network(json!({}))
             .network_proxy(json!({"proxy": {}}))
-            .size(TerminalSize::new(5, 6))
-            .output_window(7);
+            .size(TerminalSize::new(5, 6));
         assert_eq!(
             encoded_params(PathSpelling::Plain, &start),
             json!({
@@ -423,7 +411,7 @@ mod tests {
                 "shellSnapshot": {"scopeId": "s", "shell": {"name": "sh", "path": "/bin/sh"}},
                 "metadata": {"threadId": "t"}, "sandbox": null, "enforceManagedNetwork": false,
                 "managedNetwork": {}, "networkProxy": {"proxy": {}},
-                "size": {"rows": 5, "cols": 6}, "outputWindow": 7,
+                "size": {"rows": 5, "cols": 6},
             })
         );
     }
