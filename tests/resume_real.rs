@@ -15,7 +15,7 @@ use execmux::{
     protocol::{StartProcess, WriteStatus},
 };
 use support::{
-    exec_server::{ExecServer, scenarios},
+    exec_server::{EMBEDDED, ExecServer, scenarios},
     history::{Checker, Fate, History, Progress, Watch, Writes, writer},
     proxy::Proxy,
     soon,
@@ -355,7 +355,9 @@ async fn p9_a_wedged_tty_is_unwedged(server: ExecServer) {
         report.assert_sound();
         assert!(report.closed.unwrap().complete, "{report:?}");
     }
-    assert!(soon(mux.statistics()).await.unwrap().resumes > 0);
+    // The crate's own server has nobody else wait for that terminal: there is nothing to be freed by another connection.
+    let resumes = soon(mux.statistics()).await.unwrap().resumes;
+    assert_eq!(resumes > 0, server.version != EMBEDDED, "{resumes}");
     end(mux).await;
 }
 

@@ -60,7 +60,13 @@ impl Files {
     pub(super) fn directory(&self, uri: &str) -> Result<PathBuf, RpcError> {
         let path = FileUri::parse(uri)
             .map_err(RpcError::invalid_params)?
-            .path()?;
+            .path()
+            .map_err(|error| {
+                RpcError::invalid_params(format!(
+                    "cwd URI `{uri}` is not valid on this exec-server host: {}",
+                    error.message
+                ))
+            })?;
         self.resolve(&path, Last::Follow)
     }
 

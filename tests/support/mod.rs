@@ -9,6 +9,7 @@ pub mod listener;
 pub mod peer;
 pub mod proxy;
 pub mod random;
+pub mod raw;
 pub mod recorder;
 
 use std::time::Duration;

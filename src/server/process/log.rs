@@ -201,11 +201,10 @@ impl Log {
         let exit_code = self
             .exit
             .map_or("null".to_owned(), |exit| exit.code.to_string());
-        let sandbox_denied = if exited { "false" } else { "null" };
         let closed = self.is_closed;
         json.extend_from_slice(
             format!(
-                r#"],"nextSeq":{next_seq},"exited":{exited},"exitCode":{exit_code},"closed":{closed},"failure":null,"sandboxDenied":{sandbox_denied}}}"#
+                r#"],"nextSeq":{next_seq},"exited":{exited},"exitCode":{exit_code},"closed":{closed},"failure":null,"sandboxDenied":false}}"#
             )
             .as_bytes(),
         );
