@@ -104,10 +104,10 @@ async fn an_interrupted_process_ends() {
 async fn a_method_that_is_not_there_is_refused() {
     checked(async {
         let (server, mux) = start().await;
-        let error = soon(mux.write("nobody", "x")).await.unwrap_err();
-        assert!(matches!(error, CallError::Rejected { .. }), "{error}");
-        assert_eq!(error.code(), Some(ErrorCode::METHOD_NOT_FOUND));
         soon(mux.shutdown()).await;
+        let (mut raw, _) = Raw::greet(&server.url(), None).await;
+        let error = raw.call("http/request", json!({})).await.unwrap_err();
+        assert_eq!(error["code"], -32601, "{error}");
         soon(server.stop()).await;
     })
     .await;
@@ -308,8 +308,8 @@ async fn a_window_holds_a_process_back_until_its_output_is_consumed() {
         while total < BYTES {
             raw.send(&consume(consumed).to_string()).await;
             let params = more_output(&mut raw, "p").await;
-            assert_eq!(params["seq"], consumed + 1);
-            consumed += 1;
+            // The exit may have its place before the last of the output.
+            consumed = params["seq"].as_u64().unwrap();
             total += base64_simd::STANDARD
                 .decode_to_vec(params["chunk"].as_str().unwrap())
                 .unwrap()

@@ -115,7 +115,10 @@ impl Run {
             }
         } else if command.forward_stdin {
             // Of a server that cannot close stdin, a command finds the end of a file all the same.
-            input = stdin::whole_file().filter(|_| !remote.capabilities.close_stdin);
+            if !remote.capabilities.close_stdin {
+                input =
+                    stdin::whole_file().map_err(|error| format!("cannot read stdin: {error}"))?;
+            }
             process = process.pipe_stdin(input.is_none());
         }
         command.forward_stdin &= input.is_none();

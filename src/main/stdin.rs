@@ -76,18 +76,22 @@ fn read() -> mpsc::Receiver<Bytes> {
     receiver
 }
 
-/// Reads all of our stdin if it is a file, which has an end, and not too large.
-pub(crate) fn whole_file() -> Option<Bytes> {
-    let metadata = std::fs::metadata("/dev/stdin").ok()?;
+/// Reads all of our stdin if it is a file, which has an end, and not too large. `None` if it is something
+/// else, of which nothing has been read then.
+pub(crate) fn whole_file() -> io::Result<Option<Bytes>> {
+    let metadata = std::fs::metadata("/dev/stdin")?;
     if !metadata.is_file() || metadata.len() > LARGEST_FILE {
-        return None;
+        return Ok(None);
     }
     let mut content = Vec::new();
+    // It may grow meanwhile.
     io::stdin()
-        .take(LARGEST_FILE)
-        .read_to_end(&mut content)
-        .ok()?;
-    Some(content.into())
+        .take(LARGEST_FILE + 1)
+        .read_to_end(&mut content)?;
+    if content.len() as u64 > LARGEST_FILE {
+        return Err(io::Error::other("it has grown too large meanwhile"));
+    }
+    Ok(Some(content.into()))
 }
 
 /// What a server takes as one file.
