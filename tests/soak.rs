@@ -119,6 +119,7 @@ async fn client(url: String, mut random: Random, end: Instant) {
                 false => {
                     let start = json!({"id": 1, "method": "process/start", "params": start});
                     raw.send(&start.to_string()).await;
+                    break;
                 }
             }
         }

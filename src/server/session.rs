@@ -316,8 +316,11 @@ impl Handler<Detach> for Session {
 
     fn handle(&mut self, Detach(outbox): Detach, context: &mut Self::Context) {
         if self.attachment.detach(&outbox) {
-            let expiry = context.run_later(self.registry.session_window, |_, context| {
-                context.stop();
+            let expiry = context.run_later(self.registry.session_window, |session, context| {
+                // A timer that is due is not cancelled any more by the message handled just before.
+                if !session.attachment.is_attached() {
+                    context.stop();
+                }
             });
             self.expiry = Some(expiry);
         }
