@@ -340,6 +340,7 @@ async fn p9_a_wedged_tty_is_unwedged(server: ExecServer) {
     match error {
         CallError::Stuck { process_id, .. } => assert_eq!(process_id, stuck_id),
         CallError::OutcomeUnknown { .. } => {}
+        CallError::DeadlineExceeded { .. } if server.version == EMBEDDED => {}
         error => panic!("{error}"),
     }
     // Some wait at the server.

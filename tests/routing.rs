@@ -351,7 +351,7 @@ async fn a_start_without_an_answer_leaves_alone_what_was_unregistered() {
             // A ping may have come in the time that has passed.
             if let Some(ws::Frame::Text(text)) = peer.frame().await {
                 assert!(
-                    text.starts_with(b"{\"id\":5,\"method\":\"process/start\""),
+                    text.starts_with(b"{\"id\":6,\"method\":\"process/start\""),
                     "{text:?}"
                 );
                 break;
