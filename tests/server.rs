@@ -8,8 +8,8 @@ mod support;
 use std::time::Duration;
 
 use execmux::{
-    CallError, Config, Mux, ProcessId,
-    protocol::{ErrorCode, StartProcess},
+    Config, Mux, ProcessId,
+    protocol::StartProcess,
     server::{Auth, Server, ServerConfig, ServerError},
 };
 use serde_json::{Value, json};
