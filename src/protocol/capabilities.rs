@@ -17,7 +17,7 @@ pub struct Capabilities {
     /// `process/signal` with signals other than SIGINT (an extension).
     pub signals: bool,
     /// The server holds a process back until its output is consumed, and keeps it until then (an
-    /// extension).
+    /// extension, which this crate does not ask for yet).
     pub output_window: bool,
     /// Requests of different processes do not wait for each other (an extension).
     pub concurrency: bool,

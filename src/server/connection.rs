@@ -13,11 +13,11 @@ use serde_json::{json, value::RawValue};
 use tokio::{sync::mpsc, time::interval};
 
 use super::{
-    envelope::{Incoming, RequestId, RpcError, decode, encode_answer},
+    envelope::{Incoming, RequestId, RpcError, decode, decode_params, encode_answer},
     fs::{self, Handles},
     outbox::Outbox,
     registry::{Counted, Registry},
-    session::{self, Attach, Detach, ProcessConsumed, ProcessRequest, Session},
+    session::{Attach, Detach, ProcessConsumed, ProcessRequest, Session},
 };
 use crate::task::{self, Task};
 
@@ -258,7 +258,7 @@ impl Connection {
                 "initialize may only be sent once per connection",
             ));
         }
-        let initialize: Initialize = session::decode(params)?;
+        let initialize: Initialize = decode_params(params)?;
         let (id, session) = match initialize.resume_session_id {
             Some(id) => self.resume(id).await?,
             None => self.begin()?,

@@ -140,6 +140,17 @@ pub(super) fn decode(text: &[u8]) -> Result<Incoming, String> {
     }
 }
 
+/// Reads params. Where they are in the message is of no use to anyone.
+pub(super) fn decode_params<'a, P: Deserialize<'a>>(params: &'a RawValue) -> Result<P, RpcError> {
+    serde_json::from_str(params.get()).map_err(|error| {
+        let text = error.to_string();
+        let text = text
+            .rsplit_once(" at line ")
+            .map_or(&*text, |(text, _)| text);
+        RpcError::invalid_params(text)
+    })
+}
+
 /// How many values a message may hold.
 const MAX_VALUES: usize = 262_144;
 

@@ -30,7 +30,7 @@ use self::{
     confine::{Last, Root},
     uri::FileUri,
 };
-use super::envelope::RpcError;
+use super::envelope::{RpcError, decode_params as decode};
 use crate::protocol::base64;
 
 /// More entries than this are not listed.
@@ -106,17 +106,6 @@ pub(super) fn handle(
         "fs/writeBlock" => decode(params).and_then(|params| write_block(handles, params)),
         "fs/close" => decode(params).and_then(|params| close(handles, params)),
         _ => return None,
-    })
-}
-
-fn decode<'a, P: Deserialize<'a>>(params: &'a RawValue) -> Result<P, RpcError> {
-    serde_json::from_str(params.get()).map_err(|error| {
-        let text = error.to_string();
-        // Where in the params it is says nothing about where in the message.
-        let text = text
-            .rsplit_once(" at line ")
-            .map_or(&*text, |(text, _)| text);
-        RpcError::invalid_params(text)
     })
 }
 

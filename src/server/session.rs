@@ -22,7 +22,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::value::RawValue;
 
 use super::{
-    envelope::RpcError,
+    envelope::{RpcError, decode_params as decode},
     outbox::{Attachment, Outbox},
     process::{Act, Action, Consumed, Kill, Process, Size, Start, Surroundings, status_json},
     registry::{Counted, Registry},
@@ -136,17 +136,6 @@ impl Session {
             .map(|process| process.send(Kill))
             .collect()
     }
-}
-
-/// Reads params. Where they are in the message is of no use to anyone.
-pub(super) fn decode<'a, P: Deserialize<'a>>(params: &'a RawValue) -> Result<P, RpcError> {
-    serde_json::from_str(params.get()).map_err(|error| {
-        let text = error.to_string();
-        let text = text
-            .rsplit_once(" at line ")
-            .map_or(&*text, |(text, _)| text);
-        RpcError::invalid_params(text)
-    })
 }
 
 #[derive(Deserialize)]
