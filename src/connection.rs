@@ -7,7 +7,7 @@
 //! | [`GetStatistics`] | [`Statistics`] | anyone |
 //! | [`Subscribe`] | – | anyone, to be told of the state of the link |
 //! | `Dispatch` | – | the router: a call whose answer goes to a slot of its own |
-//! | `ForgetProcess`, `Close` | – | the router |
+//! | `ForgetProcess`, `TellConsumed`, `Close` | – | the router |
 //! | `Received`, `LinkEnded` | – | the task that reads |
 //! | `Attempted` | – | the task that dials again |
 //! | `Sweep`, `Probed` | – | the timer, and the connection's own call |
@@ -127,6 +127,17 @@ pub(crate) struct ForgetProcess {
 }
 
 impl Message for ForgetProcess {
+    type Result = ();
+}
+
+/// Tells the server that the session of a process has consumed everything up to this `seq`, or that it has
+/// none any more.
+pub(crate) struct TellConsumed {
+    pub(crate) process_id: ProcessId,
+    pub(crate) seq: Option<u64>,
+}
+
+impl Message for TellConsumed {
     type Result = ();
 }
 
@@ -612,6 +623,17 @@ impl Handler<ForgetProcess> for Connection {
 
     fn handle(&mut self, forget: ForgetProcess, _: &mut Self::Context) {
         self.outgoing.forget(&forget.process_id);
+    }
+}
+
+impl Handler<TellConsumed> for Connection {
+    type Result = ();
+
+    fn handle(&mut self, tell: TellConsumed, _: &mut Self::Context) {
+        if self.lifecycle.refusal().is_none() {
+            let TellConsumed { process_id, seq } = tell;
+            self.outgoing.queue().consumed(process_id, seq);
+        }
     }
 }
 

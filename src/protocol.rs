@@ -36,6 +36,7 @@ mod notification;
 mod params;
 mod process;
 mod start;
+mod window;
 
 use serde::{Deserialize, de::DeserializeOwned};
 
@@ -73,6 +74,7 @@ pub(crate) use self::{
     capabilities::Generation,
     id::SessionId,
     notification::{Notification, Notifications, ProcessEvent},
+    window::{MAX_OUTPUT_WINDOW, OUTPUT_OVERHEAD, encode_consumed},
 };
 pub use crate::error::InvalidRequest;
 

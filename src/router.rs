@@ -59,7 +59,8 @@ use self::{
 use crate::{
     config::Config,
     connection::{
-        Call, Close, Connection, ConnectionEvent, Dispatch, ForgetProcess, ReplySlot, after,
+        Call, Close, Connection, ConnectionEvent, Dispatch, ForgetProcess, ReplySlot, TellConsumed,
+        after,
     },
     error::{CallError, DisconnectReason, FailureReason, RegisterError},
     protocol::{
@@ -110,8 +111,8 @@ impl Message for Register {
     type Result = Result<(), RegisterError>;
 }
 
-/// Takes a session off its process, which goes on running. The session hears nothing more, not even
-/// a last event. Answers with the `seq` of the last event that it was told, 0 for none, or with
+/// Takes a session off its process, which goes on running, and is not [held back](Session::hold_back) any
+/// more. The session hears nothing more, not even a last event. Answers with the `seq` of the last event that it was told, 0 for none, or with
 /// `None` if there was no session.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -477,6 +478,21 @@ impl Router {
         }
     }
 
+    /// Has the server let a process write on that it holds back.
+    fn tell_consumed(&self, process_id: ProcessId, seq: Option<u64>) {
+        self.connection.do_send(TellConsumed { process_id, seq });
+    }
+
+    /// Tells the server again what may have been lost with the link.
+    fn repeat_consumed(&mut self, process_id: ProcessId) {
+        if let Some(route) = self.routes.get_mut(process_id.as_str())
+            && route.delivery.told_consumed() > 0
+        {
+            let seq = route.delivery.told_consumed();
+            self.tell_consumed(process_id, Some(seq));
+        }
+    }
+
     fn remove(&mut self, process_id: &ProcessId) -> Option<Route> {
         let route = self.detach(process_id)?;
         self.connection.do_send(ForgetProcess {
@@ -586,12 +602,22 @@ impl Handler<Start> for Router {
             session,
             timeout,
         } = start;
-        let process = process.adapted(&self.capabilities);
+        let mut process = process.adapted(&self.capabilities);
+        let can_hold_back = self.capabilities.output_window;
+        let window = session
+            .output_window(self.session_budget)
+            .filter(|_| can_hold_back);
+        if let Some(window) = window {
+            process = process.output_window(window);
+        }
         let process_id = process.process_id().clone();
         let register = Register::new(&process_id, session);
         PendingStart(self.register(register, context).map(|key| {
             if let Some(route) = self.routes.get_keyed(&process_id, key) {
                 route.starting = true;
+                if let Some(window) = window {
+                    route.delivery.held_back(window);
+                }
             }
             Registered {
                 call: match timeout {
@@ -654,8 +680,15 @@ impl Handler<Unregister> for Router {
     type Result = MessageResult<Unregister>;
 
     fn handle(&mut self, unregister: Unregister, context: &mut Self::Context) -> Self::Result {
-        let route = self.detach(&unregister.process_id);
+        let Unregister { process_id } = unregister;
+        let route = self.detach(&process_id);
         self.unpark(context);
+        let route = route.inspect(|route| {
+            // Nobody will consume what it writes.
+            if route.delivery.is_held_back() {
+                self.tell_consumed(process_id, None);
+            }
+        });
         MessageResult(route.map(|route| route.delivery.last_seq()))
     }
 }
@@ -745,10 +778,12 @@ impl Handler<ConnectionEvent> for Router {
                     if let Some(route) = self.routes.get_mut(process_id.as_str())
                         && mem::take(&mut route.is_interrupted)
                     {
+                        let process_id = process_id.clone();
                         route
                             .session
                             .send(SessionEvent::Resumed(Resumed { process_id }));
                     }
+                    self.repeat_consumed(process_id);
                 }
                 self.read_next(context);
             }
@@ -878,6 +913,9 @@ impl Handler<CreditReturned> for Router {
         let CreditReturned { process_id, key } = returned;
         if let Some(route) = self.routes.get_keyed(&process_id, key) {
             route.delivery.credit_returned();
+            if let Some(seq) = route.delivery.consumed() {
+                self.tell_consumed(process_id.clone(), Some(seq));
+            }
             self.queue_read(&process_id);
             self.read_next(context);
         }

@@ -15,7 +15,11 @@ use tokio::{
 };
 
 use super::{pending::RequestId, queue::Queue, socket::MessageWriter};
-use crate::{error::DisconnectReason, protocol::ProcessId, task};
+use crate::{
+    error::DisconnectReason,
+    protocol::{ProcessId, encode_consumed},
+    task,
+};
 
 /// Gathered and written at once, as far as there is so much.
 const WRITE_SIZE: usize = 64 << 10;
@@ -219,6 +223,11 @@ impl Writing {
             let answer = self.answers.borrow_mut().pop_front();
             if let Some(answer) = answer {
                 self.gather(answer);
+                continue;
+            }
+            let consumed = self.outgoing.0.queue.borrow_mut().next_consumed();
+            if let Some((process_id, seq)) = consumed {
+                self.gather(Frame::Text(encode_consumed(&process_id, seq).into()));
                 continue;
             }
             let request = self.outgoing.0.queue.borrow_mut().next();

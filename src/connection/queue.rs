@@ -1,11 +1,11 @@
 //! What waits to be written, in its lanes. No actor, no socket, no clock.
 //!
-//! Control requests go before all others. Of the writes to the stdin of one process one is under way at
+//! What is consumed is told first, and control requests go before all others. Of the writes to the stdin of one process one is under way at
 //! a time; the others wait here. A process that does not read its stdin is marked as *stuck*: the
 //! server would not answer any request of the connection before its writes are taken.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     mem,
 };
 
@@ -48,6 +48,9 @@ pub(crate) enum Refused {
 /// The requests of one connection that are not written yet.
 #[derive(Debug)]
 pub(crate) struct Queue {
+    /// Up to which `seq` the output of processes is consumed, of those whose server is yet to be told. Only
+    /// the last word counts, so that it costs no more than the processes do.
+    consumed: BTreeMap<ProcessId, Option<u64>>,
     control: VecDeque<Request>,
     ordinary: VecDeque<Request>,
     stdins: HashMap<ProcessId, Stdin>,
@@ -93,6 +96,7 @@ struct Sent {
 impl Queue {
     pub(crate) fn new(max_bytes: usize, max_stdin_bytes: usize) -> Self {
         Queue {
+            consumed: BTreeMap::new(),
             control: VecDeque::new(),
             ordinary: VecDeque::new(),
             stdins: HashMap::new(),
@@ -207,6 +211,16 @@ impl Queue {
         }
         self.bytes += cost;
         Ok(())
+    }
+
+    /// Has it told that the output of a process is consumed up to this `seq`, or need not be any more.
+    pub(crate) fn consumed(&mut self, process_id: ProcessId, seq: Option<u64>) {
+        self.consumed.insert(process_id, seq);
+    }
+
+    /// Takes out what is told next of what is consumed.
+    pub(crate) fn next_consumed(&mut self) -> Option<(ProcessId, Option<u64>)> {
+        self.consumed.pop_first()
     }
 
     /// Takes out the request that is written next.
@@ -374,6 +388,7 @@ impl Queue {
 
     /// Drops the writes that wait for another to be answered: nothing is, any more.
     pub(crate) fn drop_waiting(&mut self) {
+        self.consumed.clear();
         for (_, stdin) in self.stdins.drain() {
             self.bytes -= stdin.bytes;
         }
@@ -399,6 +414,21 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn p4_of_what_is_consumed_only_the_last_word_waits() {
+        let mut queue = Queue::new(1000, 1000);
+        queue.consumed("b".into(), Some(1));
+        queue.consumed("a".into(), Some(5));
+        queue.consumed("b".into(), Some(3));
+        queue.consumed("a".into(), None);
+        assert_eq!(queue.next_consumed(), Some(("a".into(), None)));
+        assert_eq!(queue.next_consumed(), Some(("b".into(), Some(3))));
+        assert_eq!(queue.next_consumed(), None);
+        queue.consumed("c".into(), Some(1));
+        queue.drop_waiting();
+        assert_eq!(queue.next_consumed(), None);
+    }
 
     fn queue() -> Queue {
         Queue::new(10_000, 1_000)

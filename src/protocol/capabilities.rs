@@ -17,7 +17,8 @@ pub struct Capabilities {
     /// `process/signal` with signals other than SIGINT (an extension).
     pub signals: bool,
     /// The server holds a process back until its output is consumed, and keeps it until then (an
-    /// extension, which this crate does not ask for yet).
+    /// extension). Used for sessions that are started with [`Mux::start`](crate::Mux::start), unless they say
+    /// [otherwise](crate::Session::hold_back).
     pub output_window: bool,
     /// Requests of different processes do not wait for each other (an extension).
     pub concurrency: bool,

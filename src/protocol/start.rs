@@ -43,6 +43,7 @@ pub struct StartProcess {
     managed_network: Option<Value>,
     network_proxy: Option<Value>,
     size: Option<TerminalSize>,
+    output_window: Option<usize>,
 }
 
 impl StartProcess {
@@ -73,6 +74,7 @@ impl StartProcess {
             managed_network: None,
             network_proxy: None,
             size: None,
+            output_window: None,
         }
     }
 
@@ -148,6 +150,12 @@ impl StartProcess {
             let size = [size.rows.to_string(), size.cols.to_string()];
             self.argv = wrapped.into_iter().chain(size).chain(self.argv).collect();
         }
+        self
+    }
+
+    /// Has the server hold it back while so much of its output is not consumed.
+    pub(crate) fn output_window(mut self, window: usize) -> Self {
+        self.output_window = Some(window);
         self
     }
 
@@ -259,7 +267,8 @@ impl Method for StartProcess {
         params.optional("managedNetwork", self.managed_network.as_ref())?;
         params.optional("networkProxy", self.network_proxy.as_ref())?;
         let size = self.size.map(TerminalSize::check).transpose()?;
-        params.optional("size", size.as_ref())
+        params.optional("size", size.as_ref())?;
+        params.optional("outputWindow", self.output_window.as_ref())
     }
 }
 

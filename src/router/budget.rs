@@ -5,7 +5,7 @@
 
 use std::{
     cell::Cell,
-    fmt,
+    fmt, mem,
     rc::Rc,
     sync::{
         Arc,
@@ -13,13 +13,11 @@ use std::{
     },
 };
 
-/// What keeping an output costs beside its bytes: the event, its place in the mailbox, and what the
-/// allocator adds. Without it, a flood of small outputs would hold many times the budget.
-const OVERHEAD: usize = 128;
+use crate::protocol::OUTPUT_OVERHEAD;
 
 /// What an output of so many bytes costs.
 pub(crate) fn cost(bytes: usize) -> usize {
-    bytes.saturating_add(OVERHEAD)
+    bytes.saturating_add(OUTPUT_OVERHEAD)
 }
 
 /// The bytes that all sessions of a connection may hold together.
@@ -75,8 +73,12 @@ impl Pool {
 /// Only the router takes from it; what has been taken returns from any thread.
 pub(crate) struct Budget {
     limit: usize,
-    /// All that was ever taken.
+    /// All that was ever taken, but for what was [cancelled](Self::cancel).
     taken: Cell<u64>,
+    /// What has to have returned for there to be the room that is waited for.
+    room_at: Cell<u64>,
+    /// What has to have returned for the server to be told.
+    tell_at: Cell<u64>,
     pool: Rc<Pool>,
     returns: Arc<Returns>,
 }
@@ -105,6 +107,8 @@ impl Budget {
         Budget {
             limit,
             taken: Cell::new(0),
+            room_at: Cell::new(NEVER),
+            tell_at: Cell::new(NEVER),
             returns: Arc::new(Returns {
                 returned: AtomicU64::new(0),
                 wake_at: AtomicU64::new(NEVER),
@@ -120,7 +124,17 @@ impl Budget {
     }
 
     pub(crate) fn held(&self) -> usize {
-        (self.taken.get() - self.returns.returned.load(Ordering::SeqCst)) as usize
+        (self.taken.get() - self.returned()) as usize
+    }
+
+    /// All that was ever taken.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken.get()
+    }
+
+    /// All that has ever been given back.
+    pub(crate) fn returned(&self) -> u64 {
+        self.returns.returned.load(Ordering::SeqCst)
     }
 
     /// What may be taken now.
@@ -145,15 +159,62 @@ impl Budget {
         })
     }
 
+    /// Takes a permit back that no session was given, as if it had never been taken.
+    pub(crate) fn cancel(&self, mut permit: Permit) {
+        let bytes = mem::take(&mut permit.bytes) as u64;
+        self.taken.set(self.taken.get() - bytes);
+        self.pool.taken.set(self.pool.taken.get() - bytes);
+    }
+
     /// Has `wake` called when there is room for `room` bytes, or half of what is held beside `own` has
     /// returned. Returns whether there is anything to wait for.
     pub(crate) fn wake_at(&self, room: usize, own: usize) -> bool {
         let half = own + self.held().saturating_sub(own) / 2;
         let enough = half.max(self.limit().saturating_sub(room));
-        let returned = self.taken.get().saturating_sub(enough as u64);
-        self.returns.wake_at.store(returned, Ordering::SeqCst);
+        self.room_at
+            .set(self.taken.get().saturating_sub(enough as u64));
+        self.arm();
         // What returned in between did not see that somebody waits.
-        !(self.held() <= enough && self.returns.disarm())
+        if self.held() <= enough && self.returns.disarm() {
+            self.room_at.set(NEVER);
+            self.rearm();
+            return false;
+        }
+        true
+    }
+
+    /// Has `wake` called when so much has returned in all.
+    pub(crate) fn wake_to_tell(&self, returned: u64) {
+        self.tell_at.set(returned);
+        self.rearm();
+    }
+
+    /// Returns whether there is the room that was waited for. To be asked when `wake` was called: it may have
+    /// been for something else, and what has not come yet is waited for again.
+    pub(crate) fn woken(&self) -> bool {
+        let returned = self.returned();
+        let has_come = |at: &Cell<u64>| {
+            let has_come = returned >= at.get();
+            if has_come {
+                at.set(NEVER);
+            }
+            has_come
+        };
+        has_come(&self.tell_at);
+        let has_room = has_come(&self.room_at);
+        self.rearm();
+        has_room
+    }
+
+    fn arm(&self) {
+        let at = self.room_at.get().min(self.tell_at.get());
+        self.returns.wake_at.store(at, Ordering::SeqCst);
+    }
+
+    /// Arms `wake`, and calls it if that came too late.
+    fn rearm(&self) {
+        self.arm();
+        self.returns.look();
     }
 }
 
@@ -166,6 +227,14 @@ impl Returns {
         let bytes = bytes as u64;
         let returned = self.returned.fetch_add(bytes, Ordering::SeqCst) + bytes;
         self.pool.returned.fetch_add(bytes, Ordering::Relaxed);
+        self.wake_if_enough(returned);
+    }
+
+    fn look(&self) {
+        self.wake_if_enough(self.returned.load(Ordering::SeqCst));
+    }
+
+    fn wake_if_enough(&self, returned: u64) {
         if returned >= self.wake_at.load(Ordering::SeqCst) && self.disarm() {
             (self.wake)();
         }
@@ -244,7 +313,7 @@ mod tests {
     fn p3_one_output_always_fits_a_session_that_holds_none() {
         let (budget, _) = budget(10);
         let large = budget.take(8192, 0).unwrap();
-        assert_eq!(large.bytes(), 8192 + OVERHEAD);
+        assert_eq!(large.bytes(), 8192 + OUTPUT_OVERHEAD);
         assert!(budget.take(1, 0).is_none());
         assert!(
             budget.take(1, large.bytes()).is_some(),
@@ -291,6 +360,45 @@ mod tests {
         let total: usize = held.iter().map(Permit::bytes).sum();
         assert!(total > 900_000, "{total}");
         assert!(total <= 1_000_000 + 50 * 250, "{total}: one each beyond it");
+    }
+
+    #[test]
+    fn one_wake_does_for_two_waits_without_losing_either() {
+        let (budget, wakes) = budget(100_000);
+        let count = || wakes.load(Ordering::SeqCst);
+        let mut held: Vec<_> = (0..10).map(|_| budget.take(872, 0).unwrap()).collect();
+        budget.wake_to_tell(2000);
+        assert!(budget.wake_at(100_000, 0), "for half");
+        held.truncate(9);
+        assert_eq!(count(), 0);
+        held.truncate(8);
+        assert_eq!(count(), 1);
+        assert!(!budget.woken(), "it was to tell");
+        budget.wake_to_tell(9000);
+        held.truncate(5);
+        assert_eq!(count(), 2);
+        assert!(budget.woken());
+        held.truncate(2);
+        assert_eq!((count(), budget.woken()), (2, false));
+        budget.wake_to_tell(8000);
+        assert_eq!(count(), 3, "too late to be told by one who returns");
+        budget.woken();
+        held.clear();
+        assert_eq!(count(), 3);
+    }
+
+    #[test]
+    fn p4_what_no_session_was_given_counts_as_never_taken() {
+        let (budget, wakes) = budget(100_000);
+        let given = budget.take(872, 0).unwrap();
+        let reserved = budget.take(9872, 0).unwrap();
+        budget.wake_to_tell(1000);
+        budget.cancel(reserved);
+        assert_eq!(wakes.load(Ordering::SeqCst), 0);
+        assert_eq!((budget.held(), budget.pool.held()), (1000, 1000));
+        drop(given);
+        assert_eq!(wakes.load(Ordering::SeqCst), 1);
+        assert_eq!((budget.held(), budget.pool.held()), (0, 0));
     }
 
     #[test]

@@ -5,10 +5,13 @@
 //! pushes do: a `seq` below its first chunk that is not the exit's has left the server's window, and
 //! becomes a gap.
 
+mod window;
+
 use std::{collections::BTreeMap, mem};
 
 use bytes::Bytes;
 
+use self::window::Window;
 use super::{
     budget::{Budget, Permit, cost},
     session::{Closed, Exited, Failed, Gap, Output, Overflow, SessionEvent},
@@ -22,7 +25,7 @@ use crate::{
 const MAX_EARLY: usize = 256;
 
 /// Servers send output in chunks of at most this many bytes.
-const CHUNK: usize = 8192;
+pub(super) const CHUNK: usize = 8192;
 
 /// The most that one healing read asks for, so that others get their turn.
 const MAX_READ: usize = 256 << 10;
@@ -56,6 +59,8 @@ pub(crate) struct Delivery {
     has_gap: bool,
     /// `next_seq` when it was last looked whether something is stuck.
     next_seq_at_tick: u64,
+    /// What the server has to be told for it to let the process write on.
+    window: Window,
 }
 
 /// How far what is missing is from being read.
@@ -160,7 +165,33 @@ impl Delivery {
             exit_code: None,
             has_gap: false,
             next_seq_at_tick: 0,
+            window: Window::default(),
         }
+    }
+
+    /// Notes that the server holds the process back while so much of its output is not consumed. Before the
+    /// first event.
+    pub(crate) fn held_back(&mut self, window: usize) {
+        self.window = Window::new(window);
+    }
+
+    /// Whether the server holds the process back.
+    pub(crate) fn is_held_back(&self) -> bool {
+        self.window.is_open()
+    }
+
+    /// Returns the `seq` up to which the session has newly consumed so much that the server is to be told.
+    pub(crate) fn consumed(&mut self) -> Option<u64> {
+        let consumed = self.window.consumed(self.budget.returned());
+        if let Some(mark) = self.window.next_mark() {
+            self.budget.wake_to_tell(mark);
+        }
+        consumed
+    }
+
+    /// Returns what the server was last told to be consumed, 0 for nothing.
+    pub(crate) fn told_consumed(&self) -> u64 {
+        self.window.told()
     }
 
     /// Accepts an event that the server has pushed, and gives `deliver` those whose turn has come. After a
@@ -302,9 +333,12 @@ impl Delivery {
         None
     }
 
-    /// Notes that credit has returned that was waited for.
+    /// Notes that credit has returned. What there is to tell the server of it, [`consumed`](Self::consumed)
+    /// returns.
     pub(crate) fn credit_returned(&mut self) {
-        if let Healing::Starved = self.healing {
+        if self.budget.woken()
+            && let Healing::Starved = self.healing
+        {
             self.healing = Healing::Wanted(Scope::Dropped);
         }
     }
@@ -331,6 +365,7 @@ impl Delivery {
 
     /// Notes that pushes may have been lost, with the connection.
     pub(crate) fn interrupted(&mut self) {
+        self.end_read(self.reads);
         self.healing = Healing::Wanted(MISSED);
     }
 
@@ -576,14 +611,18 @@ impl Delivery {
     }
 
     fn evict(&mut self) {
-        let dropped_to = &mut self.dropped_to;
-        self.early.retain(|&seq, granted| {
-            let is_output = matches!(granted, Granted::Output { .. });
-            if is_output {
-                *dropped_to = (*dropped_to).max(seq);
+        let early = mem::take(&mut self.early);
+        for (seq, granted) in early {
+            match granted {
+                Granted::Output { permit, .. } => {
+                    self.dropped_to = self.dropped_to.max(seq);
+                    self.budget.cancel(permit);
+                }
+                end => {
+                    self.early.insert(seq, end);
+                }
             }
-            !is_output
-        });
+        }
         self.early_held = 0;
     }
 
@@ -645,8 +684,15 @@ impl Delivery {
         }
         match mem::replace(&mut self.healing, Healing::Live) {
             Healing::Reading {
-                scope, dropped_to, ..
-            } => Some((scope, dropped_to)),
+                scope,
+                reserved,
+                dropped_to,
+            } => {
+                if let Some(reserved) = reserved {
+                    self.budget.cancel(reserved);
+                }
+                Some((scope, dropped_to))
+            }
             other => {
                 self.healing = other;
                 None
@@ -749,6 +795,9 @@ impl Delivery {
     fn output(&mut self, seq: u64, stream: Stream, chunk: Bytes, permit: Permit) -> SessionEvent {
         // Saturates only where a peer has counted to the end, and then nothing can follow.
         self.next_seq = seq.saturating_add(1);
+        if self.budget.taken() >= self.window.mark_at() {
+            self.mark(seq);
+        }
         SessionEvent::Output(Output {
             process_id: self.process_id.clone(),
             seq,
@@ -756,6 +805,17 @@ impl Delivery {
             chunk,
             permit,
         })
+    }
+
+    /// Notes how much will have returned when everything up to this `seq` is consumed.
+    #[cold]
+    fn mark(&mut self, seq: u64) {
+        let kept = (self.early_held + self.reserved()) as u64;
+        let was_idle = self.window.next_mark().is_none();
+        self.window.mark(seq, self.budget.taken() - kept);
+        if was_idle && let Some(mark) = self.window.next_mark() {
+            self.budget.wake_to_tell(mark);
+        }
     }
 
     /// Turns the event whose turn it is into what the session is told.

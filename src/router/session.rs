@@ -6,12 +6,13 @@ use actix::{Actor, AsyncContext, Handler, Message, Recipient, WeakRecipient};
 use bytes::Bytes;
 
 use super::{
-    budget::Permit,
+    budget::{Permit, cost},
+    delivery::CHUNK,
     events::{self, Delivering, EventSender, SessionEvents},
 };
 use crate::{
     error::FailureReason,
-    protocol::{ProcessId, Stream},
+    protocol::{MAX_OUTPUT_WINDOW, ProcessId, Stream},
 };
 
 /// What happens to the process of a session, in order.
@@ -177,6 +178,7 @@ pub struct Session {
     pub(crate) budget: Option<usize>,
     pub(crate) overflow: Overflow,
     pub(crate) link_events: bool,
+    hold_back: bool,
 }
 
 /// What becomes of a session that does not consume its output as fast as its process writes it, once
@@ -186,7 +188,7 @@ pub struct Session {
 pub enum Overflow {
     /// What comes is dropped, and read again from the server when the session has consumed. The
     /// server keeps the newest 1 MiB per process; what has left that window by then is told as a
-    /// [`Gap`]. Nobody else notices.
+    /// [`Gap`], unless the server [holds the process back](Session::hold_back). Nobody else notices.
     #[default]
     Heal,
     /// Nothing more is read from the socket until the session has consumed: nothing is lost, but
@@ -230,6 +232,7 @@ impl Session {
             budget: None,
             overflow: Overflow::default(),
             link_events: false,
+            hold_back: true,
         }
     }
 
@@ -309,6 +312,28 @@ impl Session {
     pub fn overflow(mut self, overflow: Overflow) -> Self {
         self.overflow = overflow;
         self
+    }
+
+    /// Whether the server holds the process back, as a full pipe does, while the session does not consume:
+    /// then nothing is lost, however slow the session is, and nobody else notices. So it is by default where
+    /// the server [can](crate::protocol::Capabilities::output_window) and [`Mux::start`](crate::Mux::start)
+    /// starts the process, unless the session would rather [fail](Overflow::Fail). Without it, a process that
+    /// writes faster than its session consumes runs on, and what becomes of its output
+    /// [`overflow`](Session::overflow) says.
+    pub fn hold_back(mut self, hold_back: bool) -> Self {
+        self.hold_back = hold_back;
+        self
+    }
+
+    /// Returns how much of the output may wait for a session with this budget, if its process is to be held
+    /// back.
+    pub(crate) fn output_window(&self, budget: usize) -> Option<usize> {
+        let budget = self.budget.unwrap_or(budget);
+        // The output with which the window is full has to fit, too.
+        let window = budget
+            .saturating_sub(cost(CHUNK))
+            .clamp(1, MAX_OUTPUT_WINDOW);
+        (self.hold_back && self.overflow != Overflow::Fail).then_some(window)
     }
 
     /// Has it told when the connection is lost and resumed ([`Interrupted`], [`Resumed`]). By default

@@ -181,7 +181,7 @@ struct SignalParams {
 #[serde(rename_all = "camelCase")]
 struct ConsumedParams {
     process_id: String,
-    seq: u64,
+    seq: Option<u64>,
 }
 
 fn signal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Signal, D::Error> {

@@ -54,6 +54,9 @@ struct Server {
     /// What is retained begins behind this.
     evicted_to: u64,
     window: usize,
+    /// How much it lets the process write that is not consumed, if it holds it back, and what is consumed.
+    output_window: Option<usize>,
+    consumed: u64,
     /// Whether it counts *exited* and *closed* behind chunks.
     counts_all: bool,
 }
@@ -73,6 +76,8 @@ impl Server {
             assigned: Vec::new(),
             evicted_to: 0,
             window: 500 + random.below(4000) as usize,
+            output_window: None,
+            consumed: 0,
             counts_all: random.chance(50),
         }
     }
@@ -83,6 +88,9 @@ impl Server {
 
     /// The process does something.
     fn step(&mut self) -> Option<(u64, Event)> {
+        if self.is_held_back() && matches!(self.plan.front(), Some(Event::Output(_))) {
+            return None;
+        }
         let event = self.plan.pop_front()?;
         self.assigned.push(event);
         let mut bytes = 0;
@@ -90,12 +98,28 @@ impl Server {
             if let Event::Output(length) = event {
                 bytes += length;
                 if bytes > self.window {
-                    self.evicted_to = self.evicted_to.max(index as u64 + 1);
+                    let evicted_to = match self.output_window {
+                        Some(_) => self.consumed.min(index as u64 + 1),
+                        None => index as u64 + 1,
+                    };
+                    self.evicted_to = self.evicted_to.max(evicted_to);
                     break;
                 }
             }
         }
         Some((self.next_seq() - 1, event))
+    }
+
+    fn is_held_back(&self) -> bool {
+        let unconsumed: usize = self.assigned[self.consumed as usize..]
+            .iter()
+            .map(|event| match event {
+                Event::Output(length) => cost(*length),
+                Event::Exited | Event::Closed => 0,
+            })
+            .sum();
+        self.output_window
+            .is_some_and(|window| unconsumed >= window)
     }
 
     fn read(&self, after_seq: u64, max_bytes: Option<usize>) -> RetainedOutput {
@@ -145,6 +169,7 @@ struct Told {
     lost: Vec<u64>,
     held: Vec<SessionEvent>,
     held_bytes: usize,
+    consumed: u64,
     ended: bool,
     failed: bool,
 }
@@ -203,12 +228,16 @@ impl Told {
         for event in self.held.drain(..count) {
             if let SessionEvent::Output(output) = event {
                 self.held_bytes -= cost(output.chunk.len());
+                self.consumed = output.seq;
             }
         }
     }
 
     /// Checks that nothing was called lost that was not.
     fn check_lost(&self, server: &Server) {
+        if server.output_window.is_some() {
+            assert_eq!(self.lost, [0; 0], "its process was held back");
+        }
         let exit_at = |seq: u64| server.assigned[seq as usize - 1] == Event::Exited;
         let exit_seq = self.exit_seq.expect("told of the exit");
         if !exit_at(exit_seq) {
@@ -243,13 +272,15 @@ struct Run {
     held_by_others: Vec<Permit>,
     /// A read under way: on its way there, or with its answer on its way back.
     read: Option<(WantedRead, Option<RetainedOutput>)>,
+    /// What the server is about to be told.
+    consumed: Option<u64>,
     interruptions: u64,
 }
 
 impl Run {
     fn new(seed: u64) -> Self {
         let mut random = Random(seed);
-        let server = Server::new(&mut random);
+        let mut server = Server::new(&mut random);
         let woken = Arc::new(AtomicBool::new(false));
         let wakes = woken.clone();
         let budget = 400 + random.below(4000) as usize;
@@ -264,8 +295,15 @@ impl Run {
             _ => Overflow::Fail,
         };
         let largest = cost(200);
+        let mut delivery = Delivery::new("p".into(), credit, overflow, 0);
+        if overflow != Overflow::Fail && random.chance(40) {
+            // Also larger than what the session may hold.
+            let window = 1 + random.below(budget as u64 * 3 / 2) as usize;
+            server.output_window = Some(window);
+            delivery.held_back(window);
+        }
         Run {
-            delivery: Delivery::new("p".into(), credit, overflow, 0),
+            delivery,
             parked: None,
             others,
             held_by_others: Vec::new(),
@@ -278,6 +316,7 @@ impl Run {
             told: Told::default(),
             pushes: VecDeque::new(),
             read: None,
+            consumed: None,
         }
     }
 
@@ -357,7 +396,13 @@ impl Run {
                 if self.woken.load(Ordering::SeqCst) {
                     self.woken.store(false, Ordering::SeqCst);
                     self.delivery.credit_returned();
+                    if let Some(seq) = self.delivery.consumed() {
+                        assert!(seq <= self.told.consumed, "{seq} is still held");
+                        self.consumed = Some(seq);
+                    }
                     self.unpark();
+                } else if let Some(seq) = self.consumed.take() {
+                    self.server.consumed = self.server.consumed.max(seq);
                 }
             }
             8..=9 => self.read(),
@@ -376,6 +421,8 @@ impl Run {
                         self.server.step();
                     }
                     self.delivery.interrupted();
+                    let told = self.delivery.told_consumed();
+                    self.consumed = (told > 0).then_some(told);
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use crate::protocol::base64;
+use crate::protocol::{MAX_OUTPUT_WINDOW, OUTPUT_OVERHEAD, base64};
 
 /// How much output is retained, whole chunks, as long as nobody is to be waited for.
 const RETAINED_BYTES: usize = 1 << 20;
@@ -59,8 +59,13 @@ struct Window {
     bytes: usize,
     /// Everything up to this `seq` is consumed.
     consumed: u64,
-    /// Bytes of output behind that.
+    /// What the outputs behind that count for.
     unconsumed: usize,
+}
+
+/// What an output counts for in a window.
+fn cost(bytes: &Bytes) -> usize {
+    bytes.len() + OUTPUT_OVERHEAD
 }
 
 impl Log {
@@ -69,7 +74,7 @@ impl Log {
     pub(super) fn new(window: Option<usize>) -> Self {
         Log {
             window: window.map(|bytes| Window {
-                bytes: bytes.clamp(1, RETAINED_BYTES),
+                bytes: bytes.clamp(1, MAX_OUTPUT_WINDOW),
                 consumed: 0,
                 unconsumed: 0,
             }),
@@ -87,7 +92,7 @@ impl Log {
         let seq = self.next_seq();
         self.retained += bytes.len();
         if let Some(window) = &mut self.window {
-            window.unconsumed += bytes.len();
+            window.unconsumed += cost(&bytes);
         }
         self.chunks.push_back(Chunk { seq, source, bytes });
         self.evict();
@@ -110,14 +115,20 @@ impl Log {
 
     /// Whether more of the output may be read from the process.
     pub(super) fn has_room(&self) -> bool {
-        self.window.as_ref().is_none_or(|window| {
-            window.unconsumed < window.bytes && self.chunks.len() < 2 * RETAINED_CHUNKS
-        })
+        self.window
+            .as_ref()
+            .is_none_or(|window| window.unconsumed < window.bytes)
     }
 
-    /// Notes that the client has consumed everything up to `seq`. Returns whether there is room again.
-    pub(super) fn consume(&mut self, seq: u64) -> bool {
+    /// Notes that the client has consumed everything up to `seq`, or does not tell any more what it has.
+    /// Returns whether there is room again.
+    pub(super) fn consume(&mut self, seq: Option<u64>) -> bool {
         let had_room = self.has_room();
+        let Some(seq) = seq else {
+            self.window = None;
+            self.evict();
+            return !had_room;
+        };
         let seq = seq.min(self.last_seq);
         let Some(window) = &mut self.window else {
             return false;
@@ -132,7 +143,7 @@ impl Log {
         let consumed: usize = self
             .chunks
             .range(from..to)
-            .map(|chunk| chunk.bytes.len())
+            .map(|chunk| cost(&chunk.bytes))
             .sum();
         window.consumed = seq;
         window.unconsumed -= consumed;
@@ -273,7 +284,7 @@ mod tests {
         let (seqs, _) = read(&log, 0, None);
         assert_eq!((seqs.len(), seqs[0]), (128, 73));
         assert!(log.has_room(), "nobody is waited for");
-        assert!(!log.consume(100));
+        assert!(!log.consume(Some(100)));
     }
 
     #[test]
@@ -283,9 +294,9 @@ mod tests {
         assert!(log.has_room());
         write(&mut log, 8192);
         assert!(!log.has_room());
-        assert!(log.consume(1));
-        assert!(log.has_room() && !log.consume(1) && !log.consume(0));
-        assert!(!log.consume(99), "there was room already");
+        assert!(log.consume(Some(1)));
+        assert!(log.has_room() && !log.consume(Some(1)) && !log.consume(Some(0)));
+        assert!(!log.consume(Some(99)), "there was room already");
         assert_eq!(read(&log, 0, None).0, [1, 2], "consumed is not gone");
         let mut log = Log::new(Some(1 << 20));
         for _ in 0..300 {
@@ -296,7 +307,28 @@ mod tests {
             300,
             "read or not, it is not dropped"
         );
-        assert!(log.consume(299));
+        assert!(log.consume(Some(299)));
         assert_eq!(read(&log, 0, None).0.len(), 128);
+    }
+
+    #[test]
+    fn p5_outputs_of_few_bytes_fill_a_window_too() {
+        let mut log = Log::new(Some(1290));
+        for _ in 0..10 {
+            assert!(log.has_room());
+            write(&mut log, 1);
+        }
+        assert!(!log.has_room());
+    }
+
+    #[test]
+    fn p5_a_client_that_consumes_no_more_lets_the_process_run_on() {
+        let mut log = Log::new(Some(1 << 20));
+        for _ in 0..300 {
+            write(&mut log, 8192);
+        }
+        assert!(log.consume(None));
+        assert_eq!(read(&log, 0, None).0.len(), 128, "only the newest");
+        assert!(log.has_room() && !log.consume(None) && !log.consume(Some(1)));
     }
 }

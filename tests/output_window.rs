@@ -1,0 +1,222 @@
+//! Slow sessions on a server that holds their processes back: nothing is lost, and nobody else waits.
+
+#![cfg(all(unix, feature = "server"))]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use execmux::{
+    Config, FailureReason, Mux, Overflow, ProcessId, Session, SessionEvent, SessionEvents,
+    StartProcess,
+    protocol::ReadProcess,
+    server::{Server, ServerConfig},
+};
+use support::{checked, proxy::Proxy, recorder::Recorder, soon};
+
+/// More than the server retains, than a session may hold, and than sockets and pipes do.
+const BYTES: usize = 24_000_000;
+
+const BUDGET: usize = 64 << 10;
+
+async fn serve() -> Server {
+    Server::start(ServerConfig::new()).await.unwrap()
+}
+
+async fn connect(url: String) -> Mux {
+    soon(Mux::connect(Config::new(url))).await.unwrap()
+}
+
+fn shell(id: &ProcessId, script: &str) -> StartProcess {
+    StartProcess::new(id, ["sh", "-c", script], "/").env("PATH", "/usr/bin:/bin")
+}
+
+/// Starts a process that writes numbered lines, for a session that consumes when the test does.
+async fn flood(mux: &Mux, change: impl FnOnce(Session) -> Session) -> (ProcessId, SessionEvents) {
+    let id = ProcessId::unique();
+    let (session, events) = Session::stream();
+    let script = format!("seq 1 9999999 | head -c {BYTES}; exit 3");
+    let session = change(session.budget(BUDGET));
+    soon(mux.start(shell(&id, &script), session)).await.unwrap();
+    (id, events)
+}
+
+/// Checks that the next lines are those that `seq` writes.
+#[derive(Default)]
+struct Numbers {
+    line: Vec<u8>,
+    last: u64,
+    bytes: usize,
+}
+
+impl Numbers {
+    fn check(&mut self, chunk: &[u8]) {
+        self.bytes += chunk.len();
+        for &byte in chunk {
+            if byte != b'\n' {
+                self.line.push(byte);
+                continue;
+            }
+            let number: u64 = String::from_utf8_lossy(&self.line).parse().unwrap();
+            assert_eq!(number, self.last + 1);
+            self.last = number;
+            self.line.clear();
+        }
+    }
+}
+
+/// Consumes what comes until so many bytes have.
+async fn consume(events: &mut SessionEvents, numbers: &mut Numbers, bytes: usize) {
+    while numbers.bytes < bytes {
+        match soon(events.recv()).await {
+            Some(SessionEvent::Output(output)) => numbers.check(&output.chunk),
+            // Its place may be before the last output.
+            Some(SessionEvent::Exited(_)) => {}
+            other => panic!("{other:?} after {} bytes", numbers.bytes),
+        }
+    }
+}
+
+/// Consumes the rest, which has to be all.
+async fn consume_all(mut events: SessionEvents, mut numbers: Numbers) {
+    consume(&mut events, &mut numbers, BYTES).await;
+    assert_eq!(numbers.bytes, BYTES);
+    let closed = loop {
+        match soon(events.recv()).await {
+            Some(SessionEvent::Exited(_)) => {}
+            Some(SessionEvent::Closed(closed)) => break closed,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(closed.complete);
+    assert_eq!(closed.exit_code, Some(3));
+}
+
+/// Lets another session have a lot, for which the first must not be in the way.
+async fn exchange(mux: &Mux) {
+    let (session, recording) = Recorder::start_session();
+    let script = format!("head -c {BYTES} /dev/zero");
+    soon(mux.start(shell(&ProcessId::unique(), &script), session))
+        .await
+        .unwrap();
+    let record = recording.record().await;
+    assert_eq!((record.stdout.len(), record.exit_code()), (BYTES, 0));
+}
+
+async fn is_running(mux: &Mux, id: &ProcessId) -> bool {
+    let read = soon(mux.read(ReadProcess::new(id).max_bytes(1))).await;
+    !read.unwrap().exited
+}
+
+#[actix::test]
+async fn p5_a_slow_session_loses_nothing_and_stalls_nobody() {
+    checked(async {
+        let server = serve().await;
+        let mux = connect(server.url()).await;
+        for overflow in [Overflow::Heal, Overflow::Block] {
+            let (id, mut events) = flood(&mux, |session| session.overflow(overflow)).await;
+            let mut numbers = Numbers::default();
+            exchange(&mux).await;
+            assert!(is_running(&mux, &id).await, "it has to wait");
+            consume(&mut events, &mut numbers, BYTES / 4).await;
+            exchange(&mux).await;
+            assert!(is_running(&mux, &id).await, "it has to wait again");
+            consume_all(events, numbers).await;
+        }
+        soon(mux.shutdown()).await;
+        soon(server.stop()).await;
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p6_a_process_is_held_back_over_lost_connections() {
+    checked(async {
+        let server = serve().await;
+        let proxy = Proxy::start(server.address()).await;
+        let mux = connect(proxy.url()).await;
+        let (id, mut events) = flood(&mux, |session| session).await;
+        let mut numbers = Numbers::default();
+        for round in 1..=20 {
+            consume(&mut events, &mut numbers, BYTES / 25 * round).await;
+            match round % 3 {
+                // What is consumed is told, and may be lost.
+                0 => proxy.cut(),
+                1 => proxy.cut_after(round * 1999),
+                _ => proxy.reset(),
+            }
+        }
+        assert!(is_running(&mux, &id).await);
+        consume_all(events, numbers).await;
+        assert!(proxy.cuts() >= 20);
+        soon(mux.shutdown()).await;
+        soon(server.stop()).await;
+    })
+    .await;
+}
+
+/// Waits until the process has ended without having been consumed.
+async fn runs_on(mux: &Mux, id: &ProcessId) {
+    soon(async {
+        let mut seq = 0;
+        loop {
+            let read = ReadProcess::new(id)
+                .after_seq(seq)
+                .wait(Duration::from_secs(1));
+            let read = mux.read(read).await.unwrap();
+            seq = read.next_seq - 1;
+            if read.closed {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p5_a_process_that_loses_its_session_runs_on() {
+    checked(async {
+        let server = serve().await;
+        let mux = connect(server.url()).await;
+        let (id, mut events) = flood(&mux, |session| session).await;
+        consume(&mut events, &mut Numbers::default(), BUDGET).await;
+        soon(mux.unregister(&id)).await.unwrap();
+        runs_on(&mux, &id).await;
+        soon(mux.shutdown()).await;
+        soon(server.stop()).await;
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p5_a_process_is_not_held_back_for_a_session_that_would_not_have_it() {
+    checked(async {
+        let server = serve().await;
+        let mux = connect(server.url()).await;
+        let (id, mut events) = flood(&mux, |session| session.hold_back(false)).await;
+        runs_on(&mux, &id).await;
+        let mut has_gap = false;
+        loop {
+            match soon(events.recv()).await.unwrap() {
+                SessionEvent::Gap(_) => has_gap = true,
+                SessionEvent::Closed(closed) => break assert!(!closed.complete),
+                _ => {}
+            }
+        }
+        assert!(has_gap);
+
+        let (_, mut events) = flood(&mux, |session| session.overflow(Overflow::Fail)).await;
+        let mut kept = Vec::new();
+        let failed = loop {
+            match soon(events.recv()).await.unwrap() {
+                SessionEvent::Failed(failed) => break failed,
+                event => kept.push(event),
+            }
+        };
+        assert!(matches!(failed.reason, FailureReason::Overflow { .. }));
+        soon(mux.shutdown()).await;
+        soon(server.stop()).await;
+    })
+    .await;
+}
