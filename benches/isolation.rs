@@ -4,8 +4,9 @@
 //! interrupts are made one at a time. Measured is how long each takes: the others' from the load's write
 //! to the handler, calls to their answers, interrupts from the call to their arrival at the load. Once with
 //! A consuming, and once with A stopped for good, at its budget: the second should be no more than the
-//! first. `paced` is a flood that the client keeps up with, `saturated` as much as it takes; there, what
-//! lies in the socket comes first, so that it is the client's rate that is seen.
+//! first. `paced` is a flood that the client keeps up with, `saturated` as much as the load can write. `busy`
+//! is the share of the time in which the client works: where that is not all, it sleeps until something comes,
+//! and that the system wakes it is in the times. With A stopped there is less to do.
 //!
 //! `baseline` waits for room in A's channel, and so hears nothing more once that is full: `-`.
 //!
@@ -40,7 +41,8 @@ use tokio::{
 use self::{
     load::Load,
     measure::{
-        Contender, Options, micros, percentile, print_table, ratio, sample_in_turns, shared_time,
+        Contender, Options, Sample, Stopwatch, micros, percentile, print_table, ratio,
+        sample_in_turns, shared_time, thousands,
     },
 };
 
@@ -52,16 +54,21 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 const FLOODS: [(&str, u64); 2] = [("paced", 2000), ("saturated", 0)];
 
-const CONTENDERS: [Contender<Task, Option<Heard>>; 2] = [
+/// With A consuming, and then with A stopped: in turns, so that what else the machine does hits both alike.
+const CONTENDERS: [Contender<Task, [Option<Heard>; 2]>; 2] = [
     Contender {
         name: "execmux",
-        measure: execmux,
+        measure: |task, load| both(task, |task| execmux(task, load)),
     },
     Contender {
         name: "baseline",
-        measure: baseline,
+        measure: |task, load| both(task, |task| baseline(task, load)),
     },
 ];
+
+fn both(task: Task, measure: impl Fn(Task) -> Option<Heard>) -> [Option<Heard>; 2] {
+    [true, false].map(|a_consumes| measure(Task { a_consumes, ..task }))
+}
 
 #[derive(Clone, Copy)]
 struct Task {
@@ -138,8 +145,9 @@ impl Method for Latencies {
 }
 
 /// How long everything took.
-#[derive(Default)]
 struct Heard {
+    all: Sample,
+    flooded: u64,
     others: Vec<Duration>,
     calls: Vec<Duration>,
     interrupts: Vec<Duration>,
@@ -244,14 +252,15 @@ where
     session.unwrap()
 }
 
-/// Has the load write a mix and calls meanwhile. Returns how long the calls took; `None` if it stalls.
+/// Has the load write a mix and calls meanwhile. Returns how much it wrote and how long the calls took;
+/// `None` if it stalls.
 async fn run(
     task: Task,
     tally: &Tally,
     mix: impl Future<Output = Mixed>,
     call: impl AsyncFn(),
     interrupt: impl AsyncFn(String),
-) -> Option<Vec<Duration>> {
+) -> Option<(Mixed, Vec<Duration>)> {
     let mut latencies = Vec::new();
     let is_over = Cell::new(false);
     let calls = async {
@@ -276,7 +285,7 @@ async fn run(
     let patience = Duration::from_millis(task.millis) + PATIENCE;
     let (mixed, ()) = timeout(patience, both).await.ok()?;
     tally.settle(&mixed, task.a_consumes).await;
-    Some(latencies)
+    Some((mixed, latencies))
 }
 
 /// Runs a mix twice: first to fill A's budget.
@@ -309,9 +318,13 @@ async fn measure<M: Future<Output = Mixed>>(
         interval_micros,
         millis,
     });
-    let calls = run(task, tally, second, &call, &interrupt).await?;
+    let stopwatch = Stopwatch::start();
+    let (mixed, calls) = run(task, tally, second, &call, &interrupt).await?;
+    let all = stopwatch.stop();
     let interrupts = noted().await.nanoseconds.into_iter();
     Some(Heard {
+        all,
+        flooded: mixed.flooded,
         others: mem::take(&mut tally.told.borrow_mut()),
         calls,
         interrupts: interrupts.map(Duration::from_nanos).collect(),
@@ -397,11 +410,42 @@ async fn hear(mut events: Receiver<baseline::Event>, tally: Rc<Tally>) {
     }
 }
 
-/// What is shown of one contender: p50 and p99 of the others, of calls and of interrupts.
-type Shown = [Option<Duration>; 6];
+/// What is shown of one contender: how busy it is with which rate of the flood, and p50 and p99 of the others,
+/// of calls and of interrupts.
+struct Shown {
+    busy: String,
+    flood: String,
+    latencies: [Option<Duration>; 6],
+}
 
 /// Takes the median of the rounds, of each value by itself; of a stalled one there is none.
-fn shown(rounds: &[Option<Heard>]) -> Shown {
+fn shown(rounds: &[&Option<Heard>]) -> Shown {
+    let samples: Option<Vec<_>> = rounds
+        .iter()
+        .map(|heard| heard.as_ref().map(|heard| heard.all))
+        .collect();
+    let mut floods: Vec<_> = rounds
+        .iter()
+        .filter_map(|heard| heard.as_ref().map(|heard| heard.flooded))
+        .collect();
+    floods.sort_unstable();
+    let dash = || "-".to_owned();
+    let (busy, flood) = samples.map_or_else(
+        || (dash(), dash()),
+        |samples| {
+            let median = Sample::median(&samples);
+            let flood = thousands(median.per_second(floods[floods.len() / 2]));
+            (median.busy(), flood)
+        },
+    );
+    Shown {
+        busy,
+        flood,
+        latencies: latencies(rounds),
+    }
+}
+
+fn latencies(rounds: &[&Option<Heard>]) -> [Option<Duration>; 6] {
     let values = |heard: &Heard| {
         let parts = [&heard.others, &heard.calls, &heard.interrupts];
         let [others, calls, interrupts] =
@@ -415,7 +459,7 @@ fn shown(rounds: &[Option<Heard>]) -> Shown {
             interrupts[1],
         ]
     };
-    let rounds: Vec<Shown> = rounds
+    let rounds: Vec<_> = rounds
         .iter()
         .map(|heard| heard.as_ref().map_or([None; 6], values))
         .collect();
@@ -435,23 +479,21 @@ fn main() {
     measure::pin(1);
     let mut rows = Vec::new();
     for (flood, interval_micros) in FLOODS {
-        let [consuming, stopped] = [true, false].map(|a_consumes| {
-            let task = Task {
-                interval_micros,
-                a_consumes,
-                millis: if options.is_test { 100 } else { 1000 },
-            };
-            let rounds = sample_in_turns(&options, &CONTENDERS, task, &load);
-            let shown = rounds
-                .into_iter()
-                .map(|(name, rounds)| (name, self::shown(&rounds)));
-            shown.collect::<Vec<_>>()
-        });
-        for ((name, consuming), (_, stopped)) in consuming.into_iter().zip(stopped) {
-            assert!(consuming[5].is_some(), "{name} stalls");
-            assert!(name == "baseline" || stopped[5].is_some(), "{name} stalls");
-            rows.push(row(flood, name, "consumes", consuming, consuming));
-            rows.push(row(flood, name, "has stopped", stopped, consuming));
+        let task = Task {
+            interval_micros,
+            a_consumes: true,
+            millis: if options.is_test { 100 } else { 1000 },
+        };
+        for (name, rounds) in sample_in_turns(&options, &CONTENDERS, task, &load) {
+            let [consuming, stopped] = [0, 1].map(|which| {
+                let rounds: Vec<_> = rounds.iter().map(|both| &both[which]).collect();
+                shown(&rounds)
+            });
+            let is_heard = |shown: &Shown| shown.latencies[5].is_some();
+            assert!(is_heard(&consuming), "{name} stalls");
+            assert!(name == "baseline" || is_heard(&stopped), "{name} stalls");
+            rows.push(row(flood, name, "consumes", &consuming, &consuming));
+            rows.push(row(flood, name, "has stopped", &stopped, &consuming));
         }
     }
     print_table(
@@ -459,6 +501,8 @@ fn main() {
             "flood",
             "",
             "A",
+            "busy",
+            "flood/s",
             "others p50 us",
             "p99",
             "calls p50",
@@ -474,11 +518,14 @@ fn main() {
     );
 }
 
-fn row(flood: &str, name: &str, a: &str, values: Shown, consuming: Shown) -> Vec<String> {
+fn row(flood: &str, name: &str, a: &str, shown: &Shown, consuming: &Shown) -> Vec<String> {
     let dash = || "-".to_owned();
-    let mut row = vec![flood.to_owned(), name.to_owned(), a.to_owned()];
+    let mut row = [flood, name, a, &shown.busy, &shown.flood]
+        .map(str::to_owned)
+        .to_vec();
+    let values = shown.latencies;
     row.extend(values.map(|value| value.map_or_else(dash, micros)));
-    let ratios = values.into_iter().zip(consuming).take(4);
+    let ratios = values.into_iter().zip(consuming.latencies).take(4);
     row.extend(ratios.map(|(value, consuming)| {
         value.map_or_else(dash, |value| {
             let consuming = consuming.map(|consuming| consuming.as_secs_f64());
