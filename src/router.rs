@@ -540,15 +540,15 @@ impl Router {
 
     /// The one place where routing ends: tells every session and everyone who waits for it, once. Returns
     /// the routes, with which sessions may end that nobody else holds.
-    fn close(&mut self, reason: DisconnectReason) -> Vec<Route> {
+    fn close(&mut self, reason: DisconnectReason) -> Routes {
         if let State::Closed(_) = self.state {
-            return Vec::new();
+            return Routes::default();
         }
         let state = mem::replace(&mut self.state, State::Closed(reason.clone()));
-        let routes: Vec<_> = self.routes.drain().collect();
+        let routes = self.routes.take();
         for Route {
             session, delivery, ..
-        } in &routes
+        } in routes.iter()
         {
             session.send(delivery.fail(FailureReason::Disconnected(reason.clone())));
         }

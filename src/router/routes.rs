@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     hint::black_box,
+    mem,
 };
 
 use slab::Slab;
@@ -164,10 +165,21 @@ impl Routes {
         self.places.keys().cloned().collect()
     }
 
-    pub(crate) fn drain(&mut self) -> impl Iterator<Item = Route> {
-        self.changes += 1;
-        self.places.clear();
-        self.routes.drain()
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Route> {
+        self.routes.iter().map(|(_, route)| route)
+    }
+
+    /// Takes all out as they lie: to move each costs as much as to tell it something.
+    pub(crate) fn take(&mut self) -> Routes {
+        let changes = self.changes + 1;
+        mem::replace(
+            self,
+            Routes {
+                last_key: self.last_key,
+                changes,
+                ..Routes::default()
+            },
+        )
     }
 
     pub(crate) fn is_empty(&self) -> bool {
