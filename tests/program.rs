@@ -18,6 +18,8 @@ fn execmux(arguments: &[&str]) -> Command {
         .args(arguments)
         .stdin(Stdio::null())
         .env_remove("RUST_LOG")
+        .env_remove("EXECMUX_URL")
+        .env_remove("EXECMUX_TOKEN")
         .kill_on_drop(true);
     command
 }
