@@ -337,8 +337,8 @@ impl Mux {
     ///
     /// # Errors
     ///
-    /// See [`CallError`]; servers before 0.140 reject it with
-    /// [`METHOD_NOT_FOUND`](crate::protocol::ErrorCode::METHOD_NOT_FOUND).
+    /// See [`CallError`]; [`Unsupported`](CallError::Unsupported) where the server lacks
+    /// [`interrupt`](Capabilities::interrupt). An unknown process is not an error.
     pub async fn interrupt(&self, process_id: impl Into<ProcessId>) -> Result<Done, CallError> {
         self.call(Interrupt::new(process_id)).await
     }
@@ -499,8 +499,8 @@ impl Mux {
     ///
     /// # Errors
     ///
-    /// See [`CallError`]; servers before 0.139 reject it with
-    /// [`METHOD_NOT_FOUND`](crate::protocol::ErrorCode::METHOD_NOT_FOUND).
+    /// See [`CallError`]; [`Unsupported`](CallError::Unsupported) where the server lacks
+    /// [`environment_info`](Capabilities::environment_info).
     pub async fn environment_info(&self) -> Result<EnvironmentInfo, CallError> {
         self.call(ReadEnvironmentInfo).await
     }

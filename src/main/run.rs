@@ -11,7 +11,7 @@ use bytes::Bytes;
 use clap::Args;
 use execmux::{
     CallError, ProcessId, SessionEvent, StartError, Started,
-    protocol::{ErrorCode, StartProcess, Stream},
+    protocol::{StartProcess, Stream},
 };
 use log::{debug, warn};
 use tokio::sync::{mpsc, oneshot};
@@ -275,19 +275,13 @@ async fn leave(remote: &Remote, process_id: &ProcessId, signal: Signal) -> Ended
 /// Passes a signal on to the command, in the background.
 fn pass_on(remote: &Remote, process_id: &ProcessId, signal: Signal) {
     let (mux, process_id) = (remote.mux.clone(), process_id.clone());
-    let by_name = signal.name().filter(|_| remote.capabilities.signals);
+    let Some(name) = signal.name() else {
+        return;
+    };
     actix_rt::spawn(async move {
-        let sent = match (by_name, signal) {
-            (Some(signal), _) => mux.signal(&process_id, signal).await.map(|_| ()),
-            (None, Signal::Interrupt) => mux.interrupt(&process_id).await.map(|_| ()),
-            (None, _) => mux.terminate(&process_id).await.map(|_| ()),
-        };
-        let done = match sent {
-            Err(CallError::Rejected {
-                code: ErrorCode::METHOD_NOT_FOUND,
-                ..
-            }) => mux.terminate(&process_id).await.map(|_| ()),
-            other => other,
+        let done = match mux.signal(&process_id, name).await {
+            Err(CallError::Unsupported { .. }) => mux.terminate(&process_id).await.map(|_| ()),
+            sent => sent.map(|_| ()),
         };
         if let Err(error) = done {
             warn!("cannot pass {signal:?} on to the command: {error}");

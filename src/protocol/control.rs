@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Capabilities, Done, InvalidRequest, Lane, Method, Params, ProcessId, Repeat, Unsupported,
+    process::can_interrupt,
 };
 
 /// `process/closeStdin`: ends the input of a process with
@@ -228,8 +229,11 @@ impl Method for SendSignal {
     }
 
     fn supported_by(&self, capabilities: &Capabilities) -> Result<(), Unsupported> {
-        if capabilities.signals || self.signal == Signal::Interrupt && capabilities.interrupt {
+        if capabilities.signals {
             return Ok(());
+        }
+        if self.signal == Signal::Interrupt {
+            return can_interrupt(capabilities);
         }
         Err(Unsupported {
             capability: "signals",
@@ -308,10 +312,11 @@ mod tests {
         let mut capabilities = Capabilities::default();
         let interrupt = SendSignal::new("p", Signal::Interrupt);
         let missing = interrupt.supported_by(&capabilities).unwrap_err();
-        assert_eq!(missing.capability, "signals");
+        assert_eq!(missing.capability, "interrupt");
         capabilities.interrupt = true;
         assert_eq!(interrupt.supported_by(&capabilities), Ok(()));
         let hangup = SendSignal::new("p", Signal::Hangup);
-        assert!(hangup.supported_by(&capabilities).is_err());
+        let missing = hangup.supported_by(&capabilities).unwrap_err();
+        assert_eq!(missing.capability, "signals");
     }
 }
