@@ -35,6 +35,7 @@ pub(crate) mod jsonrpc;
 mod notification;
 mod params;
 mod process;
+mod record;
 mod start;
 
 use serde::{Deserialize, de::DeserializeOwned};
@@ -73,6 +74,7 @@ pub(crate) use self::{
     capabilities::Generation,
     id::SessionId,
     notification::{Notification, Notifications, ProcessEvent},
+    record::{NOT_FOUND, NOT_RECORDED, Record},
 };
 pub use crate::error::InvalidRequest;
 

@@ -19,7 +19,7 @@ use rustix::{
     termios::{Termios, tcgetattr},
 };
 use sha2::{Digest as _, Sha256};
-use support::{jwt, soon};
+use support::{exec_server::ExecServer, jwt, soon};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     process::{Child, Command},
@@ -418,5 +418,36 @@ async fn a_server_of_the_program_takes_signed_tokens() {
         assert_eq!((code, &*stdout), (Some(125), ""), "{options:?}");
         assert!(stderr.contains(problem), "{stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}
+
+#[actix::test]
+async fn a_terminal_on_a_real_server_follows_the_size_of_ours() {
+    for version in ["0.120.0", "0.142.0", "0.169.0"] {
+        let Some(server) = ExecServer::start(version, "terminal_size").await else {
+            return;
+        };
+        let script =
+            "trap 'stty size' WINCH; trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done";
+        let arguments = [
+            "run",
+            "--url",
+            &server.url,
+            "--tty",
+            "--",
+            "sh",
+            "-c",
+            script,
+        ];
+        let mut terminal = Terminal::start(&arguments, (24, 80));
+        terminal.see("up").await;
+        // Faster than they can be passed on: the last counts.
+        for rows in 30..40 {
+            terminal.writer.resize(Size::new(rows, 120)).unwrap();
+        }
+        terminal.see("39 120").await;
+        let id = i32::try_from(terminal.child.id().unwrap()).unwrap();
+        kill_process(Pid::from_raw(id).unwrap(), Signal::TERM).unwrap();
+        assert_eq!(terminal.end().await, Some(5));
     }
 }

@@ -132,7 +132,8 @@ impl Method for ResizeTerminal {
     fn supported_by(&self, capabilities: &Capabilities) -> Result<(), Unsupported> {
         capabilities.resize.then_some(()).ok_or(Unsupported {
             capability: "resize",
-            remedy: "give the size at the start (StartProcess::size), with Mux::start",
+            remedy: "start the process with StartProcess::helper_processes and resize it with Mux::resize, \
+                     or give the size at the start (StartProcess::size)",
         })
     }
 
@@ -237,7 +238,8 @@ impl Method for SendSignal {
         }
         Err(Unsupported {
             capability: "signals",
-            remedy: "only Interrupt (0.140 on) and Kill can be sent there, with Mux::signal",
+            remedy: "start the process with StartProcess::helper_processes and use Mux::signal, which without \
+                     that sends only Interrupt (0.140 on) and Kill",
         })
     }
 

@@ -293,7 +293,8 @@ impl Method for Interrupt {
 pub(super) fn can_interrupt(capabilities: &Capabilities) -> Result<(), Unsupported> {
     capabilities.interrupt.then_some(()).ok_or(Unsupported::new(
         "interrupt",
-        "write \\x03 to a process on a pty, or kill it (Mux::terminate)",
+        "start the process with StartProcess::helper_processes and use Mux::signal, write \\x03 to one on a \
+         pty, or kill it (Mux::terminate)",
     ))
 }
 
