@@ -151,3 +151,91 @@ impl fmt::Debug for Record {
         f.write_str("Record(…)")
     }
 }
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use std::{
+        fs, io,
+        os::unix::process::{CommandExt as _, ExitStatusExt as _},
+        process::{Child, Command, Output, Stdio},
+    };
+
+    use super::*;
+    use crate::protocol::{Capabilities, PathSpelling, jsonrpc::encoded_params};
+
+    /// Runs it as a server would.
+    fn spawn(process: &StartProcess) -> io::Result<Child> {
+        let params = encoded_params(PathSpelling::Plain, process);
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        let argv: Vec<_> = (params["argv"].as_array().unwrap().iter())
+            .map(text)
+            .collect();
+        let env = params["env"].as_object().unwrap();
+        Command::new(&argv[0])
+            .args(&argv[1..])
+            .env_clear()
+            .envs(env.iter().map(|(name, value)| (name, text(value))))
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+    }
+
+    fn recorded() -> (StartProcess, Record) {
+        let sleep = StartProcess::new("p", ["sleep", "600"], "/").helper_processes(true);
+        let (process, record) = sleep.adapted(&Capabilities::default(), &std::env::temp_dir());
+        (process, record.unwrap())
+    }
+
+    fn output(process: &StartProcess) -> Output {
+        spawn(process).unwrap().wait_with_output().unwrap()
+    }
+
+    #[test]
+    fn a_helper_waits_for_a_record_that_may_be_written_yet() {
+        let (process, record) = recorded();
+        let mut helper = spawn(&record.signal(Signal::Terminate, false)).unwrap();
+        // It sleeps when it has found nothing.
+        let children = format!("/proc/{0}/task/{0}/children", helper.id());
+        while fs::read(&children).unwrap().is_empty() {
+            assert_eq!(helper.try_wait().unwrap(), None);
+            std::thread::yield_now();
+        }
+        let mut process = spawn(&process).unwrap();
+        let helped = helper.wait_with_output().unwrap();
+        assert_eq!(helped.status.code(), Some(0), "{helped:?}");
+        assert_eq!(process.wait().unwrap().signal(), Some(15));
+        fs::remove_file(record.path()).unwrap();
+    }
+
+    #[test]
+    fn a_helper_tells_what_it_has_not_found() {
+        let (process, record) = recorded();
+        let none = output(&record.signal(Signal::Terminate, true));
+        assert_eq!(none.status.code(), Some(NOT_RECORDED), "{none:?}");
+        let mut process = spawn(&process).unwrap();
+        let helped = output(&record.signal(Signal::Kill, false));
+        assert_eq!(helped.status.code(), Some(0), "{helped:?}");
+        assert_eq!(process.wait().unwrap().signal(), Some(9));
+        let gone = output(&record.signal(Signal::Kill, true));
+        assert_eq!(gone.status.code(), Some(NOT_FOUND), "{gone:?}");
+        fs::remove_file(record.path()).unwrap();
+    }
+
+    #[test]
+    fn a_record_that_is_there_is_not_written_over() {
+        let (process, record) = recorded();
+        fs::write(record.path(), "another's").unwrap();
+        let mut process = spawn(&process).unwrap();
+        // The program runs all the same.
+        while fs::read(format!("/proc/{}/cmdline", process.id())).unwrap() != b"sleep\x00600\x00" {
+            std::thread::yield_now();
+        }
+        assert_eq!(fs::read(record.path()).unwrap(), b"another's");
+        process.kill().unwrap();
+        process.wait().unwrap();
+        fs::remove_file(record.path()).unwrap();
+    }
+}
