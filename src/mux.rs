@@ -286,7 +286,8 @@ impl Mux {
     }
 
     /// Sets the size of the pty of a process: see [`ResizeTerminal`]. Where the server cannot, a helper process
-    /// does, if the process was started for that ([`StartProcess::helper_processes`]).
+    /// does, if the process was started for that ([`StartProcess::helper_processes`]): await each size before
+    /// the next, or the last may not be the last there.
     ///
     /// # Errors
     ///

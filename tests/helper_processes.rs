@@ -13,8 +13,8 @@ use std::{
 };
 
 use execmux::{
-    CallError, HelperFailure, Mux, ProcessId, Session, SessionEvent, SessionEvents, StartError,
-    StartProcess,
+    CallError, HelperFailure, Mux, ProcessId, Session, SessionEvent, SessionEvents, Shutdown,
+    StartError, StartProcess,
     protocol::{Signal, TerminalSize},
 };
 use support::{
@@ -396,16 +396,18 @@ async fn what_is_not_the_process_any_more_is_not_signalled(server: ExecServer) {
 }
 
 async fn nothing_is_left_of_many_that_are_shut_down(server: ExecServer) {
-    let mux = server.connect().await;
-    let mut all = Vec::new();
-    for _ in 0..20 {
-        all.push(Running::start(&mux, shell(&server, "exec sleep 600")).await);
-    }
-    for running in &all {
-        assert_eq!(running.record().is_some(), server.version != EMBEDDED);
-    }
-    soon(mux.shutdown()).await;
-    for running in &all {
-        running.record_is_gone().await;
+    for shutdown in [Shutdown::new(), Shutdown::detach()] {
+        let mux = server.connect().await;
+        let mut all = Vec::new();
+        for _ in 0..20 {
+            all.push(Running::start(&mux, shell(&server, "exec sleep 60")).await);
+        }
+        for running in &all {
+            assert_eq!(running.record().is_some(), server.version != EMBEDDED);
+        }
+        soon(mux.router().send(shutdown)).await.unwrap();
+        for running in &all {
+            assert_eq!(running.record(), None, "{shutdown:?}");
+        }
     }
 }

@@ -146,10 +146,12 @@ impl StartProcess {
     /// that is not found is no error, but an exit code of 127. Each signal or size then is a short process
     /// beside it, with `kill`, `stty` and `sleep` from `/usr/bin` or `/bin`. The file is one that nobody else
     /// may read, in the server's directory for temporary files. It is removed when the process has ended or
-    /// loses its session; it stays if the connection is lost for good or closed before that, or if the
-    /// process is unregistered before its first event.
+    /// loses its session, and with [`Shutdown`](crate::Shutdown); it stays if the connection is lost for good
+    /// before that, or the last [`Mux`](crate::Mux) dropped, and may stay if the session goes before the first
+    /// event.
     ///
-    /// A process without a session has no file. In a sandbox that hides its pid or that directory, signals end as
+    /// A process without a session is not helped, and one with an [`arg0`](Self::arg0) not started on those
+    /// servers. In a sandbox that hides its pid or the directory, signals end as
     /// [`HelperFailed`](crate::CallError::HelperFailed).
     pub fn helper_processes(mut self, allowed: bool) -> Self {
         self.helper_processes = allowed;
