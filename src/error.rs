@@ -290,6 +290,15 @@ pub enum CallError {
         /// What can be done without it.
         remedy: &'static str,
     },
+    /// The helper process that was to do it, as the server cannot, has not
+    /// ([`StartProcess::helper_processes`](crate::StartProcess::helper_processes)).
+    #[error("{method} not carried out: the helper process {source}")]
+    HelperFailed {
+        /// The method called.
+        method: &'static str,
+        /// What went wrong.
+        source: HelperFailure,
+    },
     /// The request cannot be sent as it is. Nothing was sent.
     #[error("{method} not sent: {source}")]
     InvalidRequest {
@@ -325,6 +334,40 @@ impl CallError {
             _ => None,
         }
     }
+}
+
+/// Why a helper process has not done what it was to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HelperFailure {
+    /// There is no record of the process: the directory for temporary files could not be written to from
+    /// within it.
+    #[error("finds no record of the process, which could not write one to the temporary directory")]
+    NotRecorded,
+    /// The process runs, but not under the pid that it knows of itself: it is in a sandbox.
+    #[error("does not see the process, which a sandbox may hide")]
+    NotFound,
+    /// The process does not run on a pty.
+    #[error("is not started: the process has no terminal")]
+    NoTerminal,
+    /// It could not be registered.
+    #[error("is not started: {0}")]
+    NotStarted(#[source] RegisterError),
+    /// It will not be known how it has ended.
+    #[error("is lost: {0}")]
+    Lost(#[source] FailureReason),
+    /// It has ended with an error.
+    #[error("failed{}: {said}", exit_code_text(.exit_code))]
+    Failed {
+        /// Its exit code, if the server told it.
+        exit_code: Option<i32>,
+        /// What `kill` or `stty` said.
+        said: String,
+    },
+}
+
+fn exit_code_text(code: &Option<i32>) -> String {
+    code.map_or_else(String::new, |code| format!(" (exit code {code})"))
 }
 
 /// Why a request cannot be put on the wire. These are found before anything is sent.

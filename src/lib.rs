@@ -66,7 +66,7 @@
 //! - [`Call`], [`DescribeServer`], [`GetStatistics`], [`Subscribe`]: what the [`Connection`] answers.
 //! - [`protocol`]: the methods, one struct each, and what they answer with.
 //! - [`ConnectError`], [`CallError`], [`StartError`], [`RegisterError`]: one enum per operation;
-//!   [`DisconnectReason`], [`ResumeError`] and [`FailureReason`]: why things end.
+//!   [`DisconnectReason`], [`ResumeError`] and [`FailureReason`]: why things end; [`HelperFailure`].
 //!
 //! # Features
 //!
@@ -96,8 +96,8 @@ pub use crate::{
         Statistics, Subscribe,
     },
     error::{
-        CallError, ConnectError, DisconnectReason, FailureReason, InvalidRequest, JsonError,
-        RegisterError, ResumeError, StartError,
+        CallError, ConnectError, DisconnectReason, FailureReason, HelperFailure, InvalidRequest,
+        JsonError, RegisterError, ResumeError, StartError,
     },
     mux::Mux,
     protocol::{Method, ProcessId, StartProcess, Started, Stream},

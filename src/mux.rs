@@ -1,5 +1,6 @@
 //! The two addresses in one handle.
 
+mod helper_process;
 mod input;
 
 use std::{fmt, io, path::PathBuf, rc::Rc};
@@ -17,15 +18,15 @@ use crate::{
         Call, Connecting, Connection, DescribeServer, Dialler, FirstLink, GetStatistics, LinkState,
         ServerInfo, Statistics, Subscribe, server_name,
     },
-    error::{CallError, ConnectError, DisconnectReason, RegisterError, StartError},
+    error::{CallError, ConnectError, DisconnectReason, HelperFailure, RegisterError, StartError},
     protocol::{
         Block, CanonicalPath, Canonicalize, Capabilities, CloseFile, CloseStdin, CopyPath,
         CreateDirectory, DirectoryListing, Done, EnvironmentInfo, FileContent, HandleId, Interrupt,
         Metadata, Method, OpenFile, OpenMode, ProcessId, ReadBlock, ReadDirectory,
-        ReadEnvironmentInfo, ReadFile, ReadMetadata, ReadProcess, RemovePath, ResizeTerminal,
-        RetainedOutput, SendSignal, Signal, StartProcess, Started, StdinClosed, TerminalSize,
-        Terminate, Terminated, Walk, WalkOptions, Walked, WriteBlock, WriteFile, WriteStdin,
-        Written,
+        ReadEnvironmentInfo, ReadFile, ReadMetadata, ReadProcess, Record, RemovePath,
+        ResizeTerminal, RetainedOutput, SendSignal, Signal, StartProcess, Started, StdinClosed,
+        TerminalSize, Terminate, Terminated, Unsupported, Walk, WalkOptions, Walked, WriteBlock,
+        WriteFile, WriteStdin, Written,
     },
     router::{Register, Router, Session, Shutdown, Start, Unregister},
 };
@@ -156,13 +157,13 @@ impl Mux {
 
     fn start_actors(first: FirstLink, config: Config) -> Self {
         let config = Rc::new(config);
-        let capabilities = first.capabilities();
+        let server = first.server().clone();
         let mut connection = None;
         let router = Router::create(|context| {
             let events = context.address().downgrade().recipient();
             let started = Connection::start_with(first, config.clone(), events);
             connection = Some(started.clone());
-            Router::new(started, &config, capabilities)
+            Router::new(started, &config, &server)
         });
         Mux {
             connection: connection.expect("`create` runs its closure before it returns"),
@@ -284,41 +285,84 @@ impl Mux {
         self.call(CloseStdin::new(process_id)).await
     }
 
-    /// Sets the size of the pty of a process: see [`ResizeTerminal`].
+    /// Sets the size of the pty of a process: see [`ResizeTerminal`]. Where the server cannot, a helper process
+    /// does, if the process was started for that ([`StartProcess::helper_processes`]): await each size before
+    /// the next, or the last may not be the last there.
     ///
     /// # Errors
     ///
     /// See [`CallError`]; [`Unsupported`](CallError::Unsupported) where the server lacks
-    /// [`resize`](Capabilities::resize). An unknown process is not an error.
+    /// [`resize`](Capabilities::resize) and the process was not started for helpers, and
+    /// [`HelperFailed`](CallError::HelperFailed) if a helper could not. An unknown process is not an error.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime, if a helper process is needed.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped while a helper process runs, it may still do what it was to.
     pub async fn resize(
         &self,
         process_id: impl Into<ProcessId>,
         size: TerminalSize,
     ) -> Result<Done, CallError> {
-        self.call(ResizeTerminal::new(process_id, size)).await
+        let resize = ResizeTerminal::new(process_id, size);
+        let Some(missing) = self.missing_for(&resize).await else {
+            return self.call(resize).await;
+        };
+        let method = ResizeTerminal::NAME;
+        let size = (size.check()).map_err(|source| CallError::InvalidRequest { method, source })?;
+        self.help(method, &resize.process_id, missing, |record, is_written| {
+            if record.is_tty() {
+                Ok(record.resize(size, is_written))
+            } else {
+                Err(HelperFailure::NoTerminal)
+            }
+        })
+        .await
     }
 
     /// Sends a signal to the group of a process: see [`SendSignal`]. Where the server has no other signals,
-    /// SIGINT is an [`Interrupt`] and SIGKILL is [`Terminate`].
+    /// SIGINT is an [`Interrupt`] and SIGKILL is [`Terminate`]; a helper process sends the others, if the process
+    /// was started for that ([`StartProcess::helper_processes`]).
     ///
     /// # Errors
     ///
-    /// See [`CallError`]; [`Unsupported`](CallError::Unsupported) for other signals where the server lacks
-    /// [`signals`](Capabilities::signals). An unknown process is not an error.
+    /// See [`CallError`]; [`Unsupported`](CallError::Unsupported) where the server lacks
+    /// [`signals`](Capabilities::signals) (for SIGINT, [`interrupt`](Capabilities::interrupt)) and the process
+    /// was not started for helpers, and [`HelperFailed`](CallError::HelperFailed) if a helper could not. An
+    /// unknown process is not an error.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime, if a helper process is needed.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped while a helper process runs, it may still do what it was to.
     pub async fn signal(
         &self,
         process_id: impl Into<ProcessId>,
         signal: Signal,
     ) -> Result<Done, CallError> {
-        let process_id = process_id.into();
-        match signal {
+        let send = SendSignal::new(process_id, signal);
+        match (signal, self.missing_for(&send).await) {
             // Both may be repeated on a resumed connection, unlike other signals.
-            Signal::Interrupt => self.interrupt(process_id).await,
-            Signal::Kill if self.capabilities().await.is_some_and(|can| !can.signals) => {
-                self.terminate(process_id).await.map(|_| Done {})
+            (Signal::Interrupt, None) => self.interrupt(send.process_id).await,
+            (Signal::Kill, Some(_)) => self.terminate(send.process_id).await.map(|_| Done {}),
+            (_, None) => self.call(send).await,
+            (_, Some(missing)) => {
+                let helper = |record: &Record, is_written| Ok(record.signal(signal, is_written));
+                self.help(SendSignal::NAME, &send.process_id, missing, helper)
+                    .await
             }
-            signal => self.call(SendSignal::new(process_id, signal)).await,
         }
+    }
+
+    /// What the server lacks for a call; nothing if that cannot be asked, which the call will tell.
+    async fn missing_for(&self, method: &impl Method) -> Option<Unsupported> {
+        method.supported_by(&self.capabilities().await?).err()
     }
 
     /// Kills a process and its group: see [`Terminate`].
@@ -337,8 +381,8 @@ impl Mux {
     ///
     /// # Errors
     ///
-    /// See [`CallError`]; servers before 0.140 reject it with
-    /// [`METHOD_NOT_FOUND`](crate::protocol::ErrorCode::METHOD_NOT_FOUND).
+    /// See [`CallError`]; [`Unsupported`](CallError::Unsupported) where the server lacks
+    /// [`interrupt`](Capabilities::interrupt). An unknown process is not an error.
     pub async fn interrupt(&self, process_id: impl Into<ProcessId>) -> Result<Done, CallError> {
         self.call(Interrupt::new(process_id)).await
     }
@@ -499,8 +543,8 @@ impl Mux {
     ///
     /// # Errors
     ///
-    /// See [`CallError`]; servers before 0.139 reject it with
-    /// [`METHOD_NOT_FOUND`](crate::protocol::ErrorCode::METHOD_NOT_FOUND).
+    /// See [`CallError`]; [`Unsupported`](CallError::Unsupported) where the server lacks
+    /// [`environment_info`](Capabilities::environment_info).
     pub async fn environment_info(&self) -> Result<EnvironmentInfo, CallError> {
         self.call(ReadEnvironmentInfo).await
     }

@@ -35,6 +35,7 @@ pub(crate) mod jsonrpc;
 mod notification;
 mod params;
 mod process;
+mod record;
 mod start;
 mod window;
 
@@ -74,6 +75,7 @@ pub(crate) use self::{
     capabilities::Generation,
     id::SessionId,
     notification::{Notification, Notifications, ProcessEvent},
+    record::{NOT_FOUND, NOT_RECORDED, Record},
     window::{MAX_OUTPUT_WINDOW, OUTPUT_OVERHEAD, encode_consumed},
 };
 pub use crate::error::InvalidRequest;

@@ -7,8 +7,9 @@
 //! | [`Register`] | `Result<(), RegisterError>` | anyone |
 //! | [`Unregister`] | `Option<u64>` | anyone |
 //! | [`Shutdown`] | – | anyone |
+//! | `FindRecord` | `Found` | the mux, to have a helper process do what the server cannot |
 //! | `ConnectionEvent` | when it is taken | the connection |
-//! | `StartEnded`, `ReadEnded`, `Unterminated` | – | the router's own calls |
+//! | `StartEnded`, `ReadEnded`, `Unterminated`, `RecordRemoved` | – | the router's own calls |
 //! | `CreditReturned` | – | whoever consumes output that a session waited for |
 //! | `CheckSessions` | – | the router's timer |
 //! | `TurnOver` | – | the router's own task, behind the sessions that it has woken |
@@ -21,12 +22,13 @@ mod delivery;
 mod events;
 mod healing;
 mod parking;
+mod record;
 mod routes;
 mod session;
 mod shutdown;
 mod start;
 
-use std::{collections::HashSet, fmt, mem, rc::Rc, time::Duration};
+use std::{collections::HashSet, fmt, mem, path::PathBuf, rc::Rc, time::Duration};
 
 use actix::{
     Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, ResponseFuture,
@@ -39,6 +41,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
+pub(crate) use self::record::{FindRecord, Found};
 pub use self::{
     budget::Permit,
     events::SessionEvents,
@@ -59,13 +62,13 @@ use self::{
 use crate::{
     config::Config,
     connection::{
-        Call, Close, Connection, ConnectionEvent, Dispatch, ForgetProcess, ReplySlot, TellConsumed,
-        after,
+        Call, Close, Connection, ConnectionEvent, Dispatch, ForgetProcess, ReplySlot, ServerInfo,
+        TellConsumed, after,
     },
     error::{CallError, DisconnectReason, FailureReason, RegisterError},
     protocol::{
-        Capabilities, ErrorCode, Notifications, ProcessEvent, ProcessId, ReadProcess, Repeat,
-        Terminate,
+        Capabilities, ErrorCode, Notifications, ProcessEvent, ProcessId, ReadProcess, Record,
+        Repeat, Terminate,
     },
     task::{self, Alive, Task},
 };
@@ -176,6 +179,10 @@ pub struct Router {
     parked: Option<Parked>,
     /// Processes without a session that are still to be terminated.
     orphans: Vec<ProcessId>,
+    /// Records of processes that are being removed.
+    removals: usize,
+    /// Records of processes that are still to be removed.
+    unremoved: Vec<Record>,
     /// Routes that ended before their starts. A server that handles several requests at once may
     /// have terminated such a process before it started it.
     ended_while_starting: HashSet<RouteKey>,
@@ -187,6 +194,8 @@ pub struct Router {
     session_check_interval: Duration,
     close_timeout: Duration,
     capabilities: Capabilities,
+    /// The server's directory for temporary files.
+    temporary: PathBuf,
     _alive: Alive,
 }
 
@@ -194,7 +203,8 @@ enum State {
     Open {
         /// Who waits for the end.
         shutdowns: Vec<oneshot::Sender<()>>,
-        /// Set while the processes are being terminated; the connection closes with the last.
+        /// Set while the processes are being terminated and their records removed; the connection closes
+        /// with the last.
         draining: Option<Draining>,
     },
     Closed(DisconnectReason),
@@ -213,9 +223,10 @@ enum Until {
     Credit,
 }
 
-/// The time that the processes have to end.
+/// The time that the processes have to end, if they are to.
 struct Draining {
     until: Instant,
+    processes: Processes,
     _overdue: Task,
 }
 
@@ -224,11 +235,7 @@ struct Draining {
 const END_OVERDUE: Duration = Duration::from_secs(35);
 
 impl Router {
-    pub(crate) fn new(
-        connection: Addr<Connection>,
-        config: &Config,
-        capabilities: Capabilities,
-    ) -> Self {
+    pub(crate) fn new(connection: Addr<Connection>, config: &Config, server: &ServerInfo) -> Self {
         Router {
             state: State::Open {
                 shutdowns: Vec::new(),
@@ -242,13 +249,16 @@ impl Router {
             turns: Turns::default(),
             parked: None,
             orphans: Vec::new(),
+            removals: 0,
+            unremoved: Vec::new(),
             ended_while_starting: HashSet::new(),
             checking: None,
             pool: Pool::new(config.connection_budget),
             session_budget: config.session_budget,
             session_check_interval: config.session_check_interval,
             close_timeout: config.close_timeout,
-            capabilities,
+            capabilities: server.capabilities,
+            temporary: server.temporary_directory(),
             _alive: Alive::new(),
         }
     }
@@ -423,7 +433,7 @@ impl Router {
                 self.read_next(context);
                 return;
             }
-            Progress::Closed(last) => (self.remove(&process_id), last),
+            Progress::Closed(last) => (self.remove(&process_id, context), last),
             Progress::Failed(last) => (self.abandon(process_id, context), last),
         };
         if let Some(route) = route {
@@ -493,8 +503,8 @@ impl Router {
         }
     }
 
-    fn remove(&mut self, process_id: &ProcessId) -> Option<Route> {
-        let route = self.detach(process_id)?;
+    fn remove(&mut self, process_id: &ProcessId, context: &Context<Self>) -> Option<Route> {
+        let route = self.detach(process_id, context)?;
         self.connection.do_send(ForgetProcess {
             process_id: process_id.clone(),
         });
@@ -502,23 +512,28 @@ impl Router {
     }
 
     /// Removes the route of a process that goes on without it.
-    fn detach(&mut self, process_id: &ProcessId) -> Option<Route> {
-        let route = self.routes.remove(process_id)?;
-        if let State::Open {
-            draining: Some(Draining { until, .. }),
-            ..
-        } = self.state
-            && self.routes.is_empty()
+    fn detach(&mut self, process_id: &ProcessId, context: &Context<Self>) -> Option<Route> {
+        let mut route = self.routes.remove(process_id)?;
+        self.forget_record(&mut route, context);
+        self.close_if_drained();
+        Some(route)
+    }
+
+    /// Closes the connection of a shutdown that has nothing to wait for any more.
+    fn close_if_drained(&mut self) {
+        if let State::Open { draining, .. } = &mut self.state
+            && self.removals == 0
+            && let Some(Draining { until, .. }) =
+                draining.take_if(|it| it.processes == Processes::Detach || self.routes.is_empty())
         {
             self.connection.do_send(Close { by: until });
         }
-        Some(route)
     }
 
     /// Removes the route of a process that may run, and ends the process.
     fn abandon(&mut self, process_id: ProcessId, context: &mut Context<Self>) -> Option<Route> {
         self.terminate(process_id.clone(), context);
-        let route = self.remove(&process_id)?;
+        let route = self.remove(&process_id, context)?;
         if route.starting {
             self.ended_while_starting.insert(route.key());
         }
@@ -554,6 +569,7 @@ impl Router {
         }
         self.parked = None;
         self.orphans.clear();
+        self.unremoved.clear();
         self.ended_while_starting.clear();
         self.checking = None;
         if let State::Open { shutdowns, .. } = state {
@@ -602,7 +618,7 @@ impl Handler<Start> for Router {
             session,
             timeout,
         } = start;
-        let mut process = process.adapted(&self.capabilities);
+        let (mut process, record) = process.adapted(&self.capabilities, &self.temporary);
         let can_hold_back = self.capabilities.output_window;
         let window = session
             .output_window(self.session_budget)
@@ -615,6 +631,7 @@ impl Handler<Start> for Router {
         PendingStart(self.register(register, context).map(|key| {
             if let Some(route) = self.routes.get_keyed(&process_id, key) {
                 route.starting = true;
+                route.record = record;
                 if let Some(window) = window {
                     route.delivery.held_back(window);
                 }
@@ -681,7 +698,7 @@ impl Handler<Unregister> for Router {
 
     fn handle(&mut self, unregister: Unregister, context: &mut Self::Context) -> Self::Result {
         let Unregister { process_id } = unregister;
-        let route = self.detach(&process_id);
+        let route = self.detach(&process_id, context);
         self.unpark(context);
         let route = route.inspect(|route| {
             // Nobody will consume what it writes.
@@ -710,29 +727,40 @@ impl Handler<Shutdown> for Router {
             Instant::now(),
             shutdown.deadline.unwrap_or(self.close_timeout),
         );
-        if shutdown.processes == Processes::Terminate && !self.routes.is_empty() {
-            let connection = self.connection.downgrade();
-            let overdue = Task::spawn(async move {
-                sleep_until(until).await;
-                if let Some(connection) = connection.upgrade() {
-                    connection.do_send(Close { by: until });
+        let connection = self.connection.downgrade();
+        let overdue = Task::spawn(async move {
+            sleep_until(until).await;
+            if let Some(connection) = connection.upgrade() {
+                connection.do_send(Close { by: until });
+            }
+        });
+        *draining = Some(Draining {
+            until,
+            processes: shutdown.processes,
+            _overdue: overdue,
+        });
+        match shutdown.processes {
+            Processes::Terminate => {
+                for route in self.routes.iter_mut() {
+                    if route.starting {
+                        self.ended_while_starting.insert(route.key());
+                    }
                 }
-            });
-            *draining = Some(Draining {
-                until,
-                _overdue: overdue,
-            });
-            for route in self.routes.iter_mut() {
-                if route.starting {
-                    self.ended_while_starting.insert(route.key());
+                for process_id in self.routes.process_ids() {
+                    self.terminate(process_id, context);
                 }
             }
-            for process_id in self.routes.process_ids() {
-                self.terminate(process_id, context);
+            // Nobody helps them any more.
+            Processes::Detach => {
+                let records: Vec<_> = (self.routes.iter_mut())
+                    .filter_map(|route| route.record.take())
+                    .collect();
+                for record in records {
+                    self.remove_record(record, context);
+                }
             }
-        } else {
-            self.connection.do_send(Close { by: until });
         }
+        self.close_if_drained();
         Box::pin(async {
             // Sent when the connection is gone, or dropped with the router, which is as good.
             let _ended = ended.await;
@@ -831,13 +859,15 @@ impl Handler<StartEnded> for Router {
                     let last = route.delivery.fail(FailureReason::Forgotten);
                     route.session.send(last);
                 }
-                self.remove(&process_id);
+                // Nobody was there to write it.
+                route.record = None;
+                self.remove(&process_id, context);
             }
             StartedProcess::Unknown => {
                 let last = route.delivery.fail(FailureReason::StartUnanswered);
                 route.session.send(last);
                 self.terminate(process_id.clone(), context);
-                self.remove(&process_id);
+                self.remove(&process_id, context);
             }
         }
     }
@@ -859,9 +889,13 @@ impl Handler<CheckSessions> for Router {
     fn handle(&mut self, _: CheckSessions, context: &mut Self::Context) {
         let orphans = mem::take(&mut self.orphans);
         let stopped = self.routes.stopped();
-        let is_idle = orphans.is_empty() && self.routes.is_empty();
+        let unremoved = mem::take(&mut self.unremoved);
+        let is_idle = orphans.is_empty() && unremoved.is_empty() && self.routes.is_empty();
         for process_id in orphans {
             self.terminate(process_id, context);
+        }
+        for record in unremoved {
+            self.remove_record(record, context);
         }
         for process_id in stopped {
             self.abandon(process_id, context);

@@ -8,12 +8,12 @@ mod support;
 use std::time::Duration;
 
 use execmux::{
-    Config, Mux, ProcessId,
+    Config, ConnectError, Mux, ProcessId,
     protocol::StartProcess,
-    server::{Auth, Server, ServerConfig, ServerError},
+    server::{Auth, Server, ServerConfig, ServerError, SignedToken},
 };
 use serde_json::{Value, json};
-use support::{checked, raw::Raw, recorder::Recorder, soon};
+use support::{checked, jwt, raw::Raw, recorder::Recorder, soon};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -402,6 +402,57 @@ async fn http_is_answered_as_far_as_it_goes() {
         // The token is right, and only the upgrade is missing.
         let right = http(&server, "GET / HTTP/1.1\r\nAuthorization: bearer secret").await;
         assert_eq!(right.0, "400");
+        soon(server.stop()).await;
+    })
+    .await;
+}
+
+#[actix::test]
+async fn only_a_token_that_is_signed_in_time_and_for_the_server_lets_a_client_in() {
+    const SECRET: [u8; 32] = [7; 32];
+    checked(async {
+        let mut signed = SignedToken::new(SECRET);
+        signed.audience = Some("me".to_owned());
+        let server = listen(|config| config.auth = Auth::SignedToken(signed)).await;
+        let later = jwt::seconds_from_now(Duration::from_secs(600));
+        // The clocks may differ by 30 s.
+        let (a_little_before, before) = (later - 620, later - 640);
+        let good = json!({"exp": later, "aud": ["you", "me"]});
+        for (claims, secret, reason) in [
+            (&good, SECRET, None),
+            (&json!({"exp": a_little_before, "aud": "me"}), SECRET, None),
+            (
+                &json!({"exp": before, "aud": "me"}),
+                SECRET,
+                Some("expired websocket jwt"),
+            ),
+            (&good, [8; 32], Some("invalid websocket jwt")),
+            (
+                &json!({"exp": later, "aud": "you"}),
+                SECRET,
+                Some("websocket jwt audience mismatch"),
+            ),
+        ] {
+            let token = jwt::sign(claims, &secret);
+            let mut config = Config::new(server.url());
+            config.bearer_token = Some(token.clone());
+            let connected = soon(Mux::connect(config)).await;
+            let head = format!("GET / HTTP/1.1\r\nAuthorization: Bearer {token}");
+            let (status, body) = http(&server, &head).await;
+            match (connected, reason) {
+                (Ok(mux), None) => {
+                    let (session, recording) = Recorder::start_session();
+                    soon(mux.start(shell("exit 3"), session)).await.unwrap();
+                    assert_eq!(recording.record().await.exit_code(), 3);
+                    soon(mux.shutdown()).await;
+                    assert_eq!(status, "400", "only the upgrade is missing");
+                }
+                (Err(ConnectError::UpgradeRefused { status: 401, .. }), Some(reason)) => {
+                    assert_eq!((&*status, &*body), ("401", reason));
+                }
+                (connected, reason) => panic!("{claims} {reason:?}: {connected:?}"),
+            }
+        }
         soon(server.stop()).await;
     })
     .await;

@@ -9,6 +9,7 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     process::{Output, Stdio},
+    time::Duration,
 };
 
 use execmux::ProcessId;
@@ -18,7 +19,7 @@ use rustix::{
     termios::{Termios, tcgetattr},
 };
 use sha2::{Digest as _, Sha256};
-use support::soon;
+use support::{exec_server::ExecServer, jwt, soon};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     process::{Child, Command},
@@ -108,6 +109,7 @@ impl Terminal {
             .args(arguments)
             .env_remove("RUST_LOG")
             .env_remove("EXECMUX_URL")
+            .env_remove("EXECMUX_TOKEN")
             .kill_on_drop(true)
             .spawn(pts)
             .unwrap();
@@ -360,5 +362,92 @@ async fn a_wrong_token_a_wrong_url_and_a_wrong_flag_are_one_line() {
         let (code, stdout, stderr) = said(&soon(execmux(arguments).output()).await.unwrap());
         assert_eq!((code, &*stdout), (Some(125), ""), "{arguments:?}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}
+
+#[actix::test]
+async fn a_server_of_the_program_takes_signed_tokens() {
+    let directory = Directory::new();
+    let secret = "of the thirty-two bytes it takes";
+    fs::write(directory.at("secret"), format!("{secret}\n")).unwrap();
+    fs::write(directory.at("short"), "too short").unwrap();
+    let secret_file = directory.at("secret");
+    let serving = Serving::start(&[
+        "--jwt-secret-file",
+        &secret_file,
+        "--jwt-issuer",
+        "us",
+        "--jwt-audience",
+        "me",
+        "--jwt-max-clock-skew",
+        "0",
+    ])
+    .await;
+    let soon_over = jwt::seconds_from_now(Duration::from_secs(600));
+    let over = soon_over - 605;
+    for (exp, issuer, audience, expected) in [
+        (soon_over, "us", "me", 0),
+        (over, "us", "me", 125),
+        (soon_over, "them", "me", 125),
+        (soon_over, "us", "you", 125),
+    ] {
+        let claims = serde_json::json!({"exp": exp, "iss": issuer, "aud": audience});
+        let token = jwt::sign(&claims, secret.as_bytes());
+        let mut command = execmux(&["run", "--url", &serving.url, "--", "true"]);
+        command.env("EXECMUX_TOKEN", token);
+        let (code, _, stderr) = said(&soon(command.output()).await.unwrap());
+        assert_eq!(code, Some(expected), "{claims}: {stderr}");
+    }
+    for (options, problem) in [
+        (
+            &["--jwt-secret-file", &secret_file, "--token-file", "x"][..],
+            "cannot be used with",
+        ),
+        (&["--jwt-audience", "me"], "--jwt-secret-file"),
+        (
+            &["--jwt-secret-file", &directory.at("short")],
+            "the secret is too short: at least 32 bytes",
+        ),
+        (
+            &["--jwt-secret-file", &directory.at("none")],
+            "cannot read the secret in ",
+        ),
+    ] {
+        let output = soon(execmux(&[&["serve"], options].concat()).output()).await;
+        let (code, stdout, stderr) = said(&output.unwrap());
+        assert_eq!((code, &*stdout), (Some(125), ""), "{options:?}");
+        assert!(stderr.contains(problem), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}
+
+#[actix::test]
+async fn a_terminal_on_a_real_server_follows_the_size_of_ours() {
+    for version in ["0.120.0", "0.142.0", "0.169.0"] {
+        let Some(server) = ExecServer::start(version, "terminal_size").await else {
+            return;
+        };
+        let script =
+            "trap 'stty size' WINCH; trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done";
+        let arguments = [
+            "run",
+            "--url",
+            &server.url,
+            "--tty",
+            "--",
+            "sh",
+            "-c",
+            script,
+        ];
+        let mut terminal = Terminal::start(&arguments, (24, 80));
+        terminal.see("up").await;
+        // Faster than they can be passed on: the last counts.
+        for rows in 30..40 {
+            terminal.writer.resize(Size::new(rows, 120)).unwrap();
+        }
+        terminal.see("39 120").await;
+        let id = i32::try_from(terminal.child.id().unwrap()).unwrap();
+        kill_process(Pid::from_raw(id).unwrap(), Signal::TERM).unwrap();
+        assert_eq!(terminal.end().await, Some(5));
     }
 }

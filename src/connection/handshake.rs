@@ -1,6 +1,6 @@
 //! The exec-server's handshake: `initialize`, `initialized`, and which dialect it speaks.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use bytestring::ByteString;
@@ -31,6 +31,16 @@ pub struct ServerInfo {
     pub capabilities: Capabilities,
     /// What it runs on and can do, as far as it told: servers before 0.139 tell nothing.
     pub environment: Option<EnvironmentInfo>,
+}
+
+impl ServerInfo {
+    /// Where temporary files go, as far as it told.
+    pub(crate) fn temporary_directory(&self) -> PathBuf {
+        let environment = self.environment.as_ref();
+        environment
+            .and_then(|environment| environment.temp_dir.clone())
+            .unwrap_or_else(|| "/tmp".into())
+    }
 }
 
 /// The ids of the handshake's requests; those of calls follow.

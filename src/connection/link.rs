@@ -11,11 +11,7 @@ use super::{
     handshake::{ServerInfo, handshake, resume},
     socket::{self, MessageReader, MessageWriter},
 };
-use crate::{
-    config::Config,
-    error::ConnectError,
-    protocol::{Capabilities, SessionId},
-};
+use crate::{config::Config, error::ConnectError, protocol::SessionId};
 
 /// An open WebSocket whose peer is an exec-server.
 pub(crate) struct Link {
@@ -67,8 +63,8 @@ impl Dialler {
 }
 
 impl FirstLink {
-    pub(crate) fn capabilities(&self) -> Capabilities {
-        self.server.capabilities
+    pub(crate) fn server(&self) -> &ServerInfo {
+        &self.server
     }
 
     /// Dials, and shakes hands.

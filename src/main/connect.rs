@@ -136,6 +136,12 @@ impl Remote {
         process.envs(place.env.iter().cloned())
     }
 
+    /// Whether it has `/bin/sh`, as far as can be told.
+    pub(crate) fn has_posix_shell(&self) -> bool {
+        let shell = self.environment.as_ref().and_then(|it| it.shell.as_ref());
+        shell.is_none_or(|shell| shell.path.to_string_lossy().starts_with('/'))
+    }
+
     /// Ends the server, if it is in this program, and all that still runs on it.
     pub(crate) async fn end(&self) {
         if self.is_here {

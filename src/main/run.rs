@@ -11,10 +11,10 @@ use bytes::Bytes;
 use clap::Args;
 use execmux::{
     CallError, ProcessId, SessionEvent, StartError, Started,
-    protocol::{ErrorCode, StartProcess, Stream},
+    protocol::{StartProcess, Stream},
 };
 use log::{debug, warn};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
     connect::{LEAVING, PlaceOptions, Remote, ServerOptions},
@@ -27,9 +27,10 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Exit code: that of the command, 128 + n if signal n has ended it; 125 if something goes wrong on this side or the
-connection is lost for good.
-Ctrl-C interrupts the command (or terminates it, on servers before 0.140); a second one leaves. SIGTERM and SIGHUP are
-passed on, as termination where the server cannot do better. With --tty in a terminal every key goes to the command.
+connection is lost for good; 127 if there is no such command, on a server that needs a shell to start it.
+Ctrl-C interrupts the command; a second one leaves. SIGTERM and SIGHUP are passed on. Where the server cannot send
+signals or resize terminals, short processes beside the command do, and a shell starts it so that they find it; where
+there is no POSIX shell, a signal terminates it. With --tty in a terminal every key goes to the command.
 
 Without --url it runs on this machine, on a server in this program: in this directory, with this environment.
 
@@ -107,7 +108,11 @@ impl Run {
             tty: self.tty,
             is_raw: self.tty && !self.no_stdin && io::stdin().is_terminal(),
         };
-        let mut process = remote.process(self.argv, &self.place).tty(self.tty);
+        let is_helped = remote.has_posix_shell();
+        let mut process = remote
+            .process(self.argv, &self.place)
+            .tty(self.tty)
+            .helper_processes(is_helped);
         let mut input = None;
         if self.tty {
             if let Some(size) = terminal::size() {
@@ -129,14 +134,16 @@ impl Run {
             process = process.env("TERM", term);
         }
         let result = command.follow(&remote, process, input, signals).await;
-        if !matches!(
+        let has_ended = matches!(
             result,
             Ok(Ended {
                 by_itself: true,
                 ..
             })
-        ) {
-            // What is left to be said to the server, say that the command is not wanted any more.
+        );
+        if !has_ended || is_helped {
+            // What is left to be said to the server, say that the command is not wanted any more, or the file
+            // not by which helpers have found it.
             remote.leave().await;
         }
         remote.end().await;
@@ -180,7 +187,14 @@ impl Command {
             }
             std::future::pending::<Infallible>().await
         };
-        tokio::pin!(start, forwarding);
+        let resized = Notify::new();
+        let resizing = async {
+            loop {
+                resized.notified().await;
+                resize(remote, process_id).await;
+            }
+        };
+        tokio::pin!(start, forwarding, resizing);
         let (mut is_started, mut is_session_gone, mut is_interrupted) = (false, false, false);
         // Restores the terminal when this function ends, however it does.
         let mut raw = None;
@@ -200,12 +214,13 @@ impl Command {
                     outcome => break outcome,
                 },
                 _ = &mut forwarding, if is_started => {}
+                () = &mut resizing, if is_started => {}
                 Some(signal) = signals.recv() => match signal {
-                    Signal::Resize => resize(remote, process_id),
+                    Signal::Resize => resized.notify_one(),
                     Signal::Stop => {
                         if let Some(raw) = &raw {
                             raw.stop_for_a_while();
-                            resize(remote, process_id);
+                            resized.notify_one();
                         }
                     }
                     Signal::Interrupt | Signal::Terminate | Signal::HangUp => {
@@ -275,19 +290,15 @@ async fn leave(remote: &Remote, process_id: &ProcessId, signal: Signal) -> Ended
 /// Passes a signal on to the command, in the background.
 fn pass_on(remote: &Remote, process_id: &ProcessId, signal: Signal) {
     let (mux, process_id) = (remote.mux.clone(), process_id.clone());
-    let by_name = signal.name().filter(|_| remote.capabilities.signals);
+    let Some(name) = signal.name() else {
+        return;
+    };
     actix_rt::spawn(async move {
-        let sent = match (by_name, signal) {
-            (Some(signal), _) => mux.signal(&process_id, signal).await.map(|_| ()),
-            (None, Signal::Interrupt) => mux.interrupt(&process_id).await.map(|_| ()),
-            (None, _) => mux.terminate(&process_id).await.map(|_| ()),
-        };
-        let done = match sent {
-            Err(CallError::Rejected {
-                code: ErrorCode::METHOD_NOT_FOUND,
-                ..
-            }) => mux.terminate(&process_id).await.map(|_| ()),
-            other => other,
+        let done = match mux.signal(&process_id, name).await {
+            Err(CallError::Unsupported { .. } | CallError::HelperFailed { .. }) => {
+                mux.terminate(&process_id).await.map(|_| ())
+            }
+            sent => sent.map(|_| ()),
         };
         if let Err(error) = done {
             warn!("cannot pass {signal:?} on to the command: {error}");
@@ -295,17 +306,13 @@ fn pass_on(remote: &Remote, process_id: &ProcessId, signal: Signal) {
     });
 }
 
-/// Gives the command's terminal the size of ours, in the background.
-fn resize(remote: &Remote, process_id: &ProcessId) {
-    let Some(size) = terminal::size() else {
-        return;
-    };
-    let (mux, process_id) = (remote.mux.clone(), process_id.clone());
-    actix_rt::spawn(async move {
-        if let Err(error) = mux.resize(process_id, size).await {
-            debug!("the command's terminal is not resized: {error}");
-        }
-    });
+/// Gives the command's terminal the size of ours. One after the other, or the last might not be the last there.
+async fn resize(remote: &Remote, process_id: &ProcessId) {
+    if let Some(size) = terminal::size()
+        && let Err(error) = remote.mux.resize(process_id, size).await
+    {
+        debug!("the command's terminal is not resized: {error}");
+    }
 }
 
 /// The session: writes to our stdout and stderr what the command writes to its own.

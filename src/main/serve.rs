@@ -4,13 +4,13 @@ use std::{
     fs,
     io::{self, Write as _},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use actix::System;
 use clap::Args;
-use execmux::server::{Auth, Server, ServerConfig};
+use execmux::server::{Auth, Server, ServerConfig, SignedToken};
 
 use crate::signals::{self, Signal};
 
@@ -21,7 +21,8 @@ The first line on stdout is the URL. SIGTERM and Ctrl-C end it, with all that it
 
 Examples:
   execmux serve --listen 127.0.0.1:8080
-  execmux serve --listen 0.0.0.0:8080 --token-file /run/secrets/execmux --root /srv")]
+  execmux serve --listen 0.0.0.0:8080 --token-file /run/secrets/execmux --root /srv
+  execmux serve --listen 0.0.0.0:8080 --jwt-secret-file /run/secrets/hs256 --jwt-audience build-7")]
 pub(crate) struct Serve {
     /// Address and port to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
@@ -29,6 +30,18 @@ pub(crate) struct Serve {
     /// File with the token that clients have to show
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// File with the secret, of 32 bytes or more, that clients' JSON Web Tokens are signed with (HS256)
+    #[arg(long, value_name = "FILE", conflicts_with = "token_file")]
+    jwt_secret_file: Option<PathBuf>,
+    /// Who has to have issued them (iss) [default: anyone]
+    #[arg(long, value_name = "ISSUER", requires = "jwt_secret_file")]
+    jwt_issuer: Option<String>,
+    /// Whom they have to be for (aud) [default: anyone]
+    #[arg(long, value_name = "AUDIENCE", requires = "jwt_secret_file")]
+    jwt_audience: Option<String>,
+    /// How far the clocks of whoever issues them and of this machine may differ [default: 30]
+    #[arg(long, value_name = "SECONDS", requires = "jwt_secret_file")]
+    jwt_max_clock_skew: Option<u64>,
     /// The only directory in which files are read and written and commands start
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -48,15 +61,11 @@ impl Serve {
     async fn serve(self) -> Result<u8, String> {
         let mut signals = signals::watch(&[Signal::Interrupt, Signal::Terminate, Signal::HangUp]);
         let mut config = ServerConfig::new();
+        config.auth = self.auth()?;
         config.listen = self.listen;
         config.root = self.root;
         config.allow_unauthenticated = self.allow_unauthenticated;
         config.session_window = Duration::from_secs(self.session_window);
-        if let Some(file) = self.token_file {
-            let token = fs::read_to_string(&file)
-                .map_err(|error| format!("cannot read the token in {}: {error}", file.display()))?;
-            config.auth = Auth::Token(token.trim().to_owned());
-        }
         let server = Server::start(config).await.map_err(|error| {
             let cause = std::error::Error::source(&error);
             match cause {
@@ -74,4 +83,30 @@ impl Serve {
             .map(|()| 0)
             .map_err(|error| format!("cannot print the URL: {error}"))
     }
+
+    /// What clients have to show.
+    fn auth(&self) -> Result<Auth, String> {
+        if let Some(file) = &self.token_file {
+            let token = String::from_utf8(read_trimmed(file, "token")?)
+                .map_err(|_| format!("the token in {} is not UTF-8", file.display()))?;
+            return Ok(Auth::Token(token));
+        }
+        let Some(file) = &self.jwt_secret_file else {
+            return Ok(Auth::None);
+        };
+        let mut signed = SignedToken::new(read_trimmed(file, "secret")?);
+        signed.issuer.clone_from(&self.jwt_issuer);
+        signed.audience.clone_from(&self.jwt_audience);
+        if let Some(seconds) = self.jwt_max_clock_skew {
+            signed.clock_skew = Duration::from_secs(seconds);
+        }
+        Ok(Auth::SignedToken(signed))
+    }
+}
+
+/// Reads a file without the white space around what it holds, as an editor leaves it at the end.
+fn read_trimmed(file: &Path, what: &str) -> Result<Vec<u8>, String> {
+    fs::read(file)
+        .map(|content| content.trim_ascii().to_owned())
+        .map_err(|error| format!("cannot read the {what} in {}: {error}", file.display()))
 }

@@ -112,8 +112,7 @@ impl Mux {
 
     /// A name in the server's directory for temporary files that nothing has.
     async fn spool_directory(&self) -> PathBuf {
-        let environment = self.server().await.and_then(|server| server.environment);
-        let directory = environment.and_then(|environment| environment.temp_dir);
+        let directory = self.server().await.map(|it| it.temporary_directory());
         directory
             .unwrap_or_else(|| "/tmp".into())
             .join(format!("execmux-{}", ProcessId::unique()))

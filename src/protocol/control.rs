@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Capabilities, Done, InvalidRequest, Lane, Method, Params, ProcessId, Repeat, Unsupported,
+    process::can_interrupt,
 };
 
 /// `process/closeStdin`: ends the input of a process with
@@ -131,7 +132,8 @@ impl Method for ResizeTerminal {
     fn supported_by(&self, capabilities: &Capabilities) -> Result<(), Unsupported> {
         capabilities.resize.then_some(()).ok_or(Unsupported {
             capability: "resize",
-            remedy: "give the size at the start (StartProcess::size), with Mux::start",
+            remedy: "start the process with StartProcess::helper_processes and resize it with Mux::resize, \
+                     or give the size at the start (StartProcess::size)",
         })
     }
 
@@ -228,12 +230,16 @@ impl Method for SendSignal {
     }
 
     fn supported_by(&self, capabilities: &Capabilities) -> Result<(), Unsupported> {
-        if capabilities.signals || self.signal == Signal::Interrupt && capabilities.interrupt {
+        if capabilities.signals {
             return Ok(());
+        }
+        if self.signal == Signal::Interrupt {
+            return can_interrupt(capabilities);
         }
         Err(Unsupported {
             capability: "signals",
-            remedy: "only Interrupt (0.140 on) and Kill can be sent there, with Mux::signal",
+            remedy: "start the process with StartProcess::helper_processes and use Mux::signal, which without \
+                     that sends only Interrupt (0.140 on) and Kill",
         })
     }
 
@@ -308,10 +314,11 @@ mod tests {
         let mut capabilities = Capabilities::default();
         let interrupt = SendSignal::new("p", Signal::Interrupt);
         let missing = interrupt.supported_by(&capabilities).unwrap_err();
-        assert_eq!(missing.capability, "signals");
+        assert_eq!(missing.capability, "interrupt");
         capabilities.interrupt = true;
         assert_eq!(interrupt.supported_by(&capabilities), Ok(()));
         let hangup = SendSignal::new("p", Signal::Hangup);
-        assert!(hangup.supported_by(&capabilities).is_err());
+        let missing = hangup.supported_by(&capabilities).unwrap_err();
+        assert_eq!(missing.capability, "signals");
     }
 }

@@ -6,7 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Capabilities, InvalidRequest, Method, Params, Repeat, Unsupported, params::read_path};
 
-/// `environment/info`: asks what the server runs on (servers from 0.139 on).
+/// `environment/info`: asks what the server runs on (servers with
+/// [`environment_info`](Capabilities::environment_info)).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ReadEnvironmentInfo;
 
@@ -14,6 +15,16 @@ impl Method for ReadEnvironmentInfo {
     const NAME: &'static str = "environment/info";
     type Response = EnvironmentInfo;
     const REPEAT: Repeat = Repeat::Always;
+
+    fn supported_by(&self, capabilities: &Capabilities) -> Result<(), Unsupported> {
+        capabilities
+            .environment_info
+            .then_some(())
+            .ok_or(Unsupported::new(
+                "environment_info",
+                "a process can tell what it runs on, say uname -a",
+            ))
+    }
 
     fn write_params(&self, _: &mut Params<'_>) -> Result<(), InvalidRequest> {
         Ok(())

@@ -147,6 +147,12 @@ pub(super) fn unique_name() -> String {
     format!("{:016x}-{count:x}", *PROGRAM)
 }
 
+/// 128 random bits, which nothing else that this program says tells anything of.
+pub(super) fn unguessable_name() -> String {
+    let keys = RandomState::new();
+    format!("{:016x}{:016x}", keys.hash_one(0), keys.hash_one(1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,10 @@ use std::{fmt, time::Duration};
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::{Done, InvalidRequest, Lane, Method, Params, ProcessId, Repeat, WriteId, base64};
+use super::{
+    Capabilities, Done, InvalidRequest, Lane, Method, Params, ProcessId, Repeat, Unsupported,
+    WriteId, base64,
+};
 
 /// One of the streams of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
@@ -248,8 +251,8 @@ pub struct Terminated {
     pub running: bool,
 }
 
-/// `process/signal`: sends SIGINT to the group of a process (0.140 on). A process that is not there
-/// is not an error.
+/// `process/signal`: sends SIGINT to the group of a process (servers with
+/// [`interrupt`](Capabilities::interrupt)). A process that is not there is not an error.
 #[derive(Debug, Clone)]
 #[must_use]
 #[non_exhaustive]
@@ -276,10 +279,23 @@ impl Method for Interrupt {
         Lane::Control
     }
 
+    fn supported_by(&self, capabilities: &Capabilities) -> Result<(), Unsupported> {
+        can_interrupt(capabilities)
+    }
+
     fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
         params.field("processId", &self.process_id)?;
         params.field("signal", "interrupt")
     }
+}
+
+/// Whether SIGINT has a request of its own.
+pub(super) fn can_interrupt(capabilities: &Capabilities) -> Result<(), Unsupported> {
+    capabilities.interrupt.then_some(()).ok_or(Unsupported::new(
+        "interrupt",
+        "start the process with StartProcess::helper_processes and use Mux::signal, write \\x03 to one on a \
+         pty, or kill it (Mux::terminate)",
+    ))
 }
 
 #[cfg(test)]
@@ -328,6 +344,16 @@ mod tests {
             let written: Written = serde_json::from_value(json!({ "status": word })).unwrap();
             assert_eq!(written.status, status);
         }
+    }
+
+    #[test]
+    fn a_server_that_cannot_interrupt_is_not_asked_to() {
+        let mut capabilities = Capabilities::default();
+        let interrupt = Interrupt::new("p");
+        let missing = interrupt.supported_by(&capabilities).unwrap_err();
+        assert_eq!(missing.capability, "interrupt");
+        capabilities.interrupt = true;
+        assert_eq!(interrupt.supported_by(&capabilities), Ok(()));
     }
 
     #[test]

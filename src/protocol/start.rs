@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Capabilities, InvalidRequest, Method, Params, ProcessId, Shell, TerminalSize, Unsupported,
+    Capabilities, InvalidRequest, Method, Params, ProcessId, Record, Shell, TerminalSize,
+    Unsupported, record,
 };
 
 /// `process/start`: starts a process.
@@ -44,6 +45,7 @@ pub struct StartProcess {
     network_proxy: Option<Value>,
     size: Option<TerminalSize>,
     output_window: Option<usize>,
+    helper_processes: bool,
 }
 
 impl StartProcess {
@@ -75,6 +77,7 @@ impl StartProcess {
             network_proxy: None,
             size: None,
             output_window: None,
+            helper_processes: false,
         }
     }
 
@@ -135,21 +138,25 @@ impl StartProcess {
         self
     }
 
-    /// Has a shell set the size of the pty, where the server cannot.
-    pub(crate) fn adapted(mut self, capabilities: &Capabilities) -> Self {
-        // Replacing the program would lose the name that it is to see as its own.
-        if self.tty
-            && !capabilities.resize
-            && self.arg0.is_none()
-            && !self.argv.is_empty()
-            && let Some(size) = self.size
-            && size.check().is_ok()
-        {
-            self.size = None;
-            let wrapped = ["/bin/sh", "-c", SIZED, "sh"].map(str::to_owned);
-            let size = [size.rows.to_string(), size.cols.to_string()];
-            self.argv = wrapped.into_iter().chain(size).chain(self.argv).collect();
-        }
+    /// Whether helper processes may send it signals and resize its pty, where the server cannot: then
+    /// [`Mux::signal`](crate::Mux::signal) and [`Mux::resize`](crate::Mux::resize) work for it on every
+    /// server with a POSIX `sh`. Off by default.
+    ///
+    /// Servers with [`signals`](Capabilities::signals) and [`resize`](Capabilities::resize) start it as ever.
+    /// On the others [`Mux::start`](crate::Mux::start) has `/bin/sh` write its pid and terminal to a file
+    /// before it becomes the program, with the same pid: some milliseconds more for the start, and a program
+    /// that is not found is no error, but an exit code of 127. Each signal or size then is a short process
+    /// beside it, with `kill`, `stty` and `sleep` from `/usr/bin` or `/bin`. The file is one that nobody else
+    /// may read, in the server's directory for temporary files. It is removed when the process has ended or
+    /// loses its session, and with [`Shutdown`](crate::Shutdown); it stays if the connection is lost for good
+    /// before that, or the last [`Mux`](crate::Mux) dropped, and may stay if the session goes before the first
+    /// event.
+    ///
+    /// A process without a session is not helped, and one with an [`arg0`](Self::arg0) not started on those
+    /// servers. In a sandbox that hides its pid or the directory, signals end as
+    /// [`HelperFailed`](crate::CallError::HelperFailed).
+    pub fn helper_processes(mut self, allowed: bool) -> Self {
+        self.helper_processes = allowed;
         self
     }
 
@@ -157,6 +164,50 @@ impl StartProcess {
     pub(crate) fn output_window(mut self, window: usize) -> Self {
         self.output_window = Some(window);
         self
+    }
+
+    /// Whether there is something that helpers may do and the server cannot.
+    fn needs_helpers(&self, capabilities: &Capabilities) -> bool {
+        self.helper_processes && !(capabilities.signals && (capabilities.resize || !self.tty))
+    }
+
+    /// Has a shell do what the server cannot: set the size of the pty, and write a record for helpers, to a
+    /// file in the directory `temporary`.
+    pub(crate) fn adapted(
+        mut self,
+        capabilities: &Capabilities,
+        temporary: &Path,
+    ) -> (Self, Option<Record>) {
+        // Replacing the program would lose the name that it is to see as its own.
+        if self.arg0.is_some() || self.argv.is_empty() {
+            return (self, None);
+        }
+        let is_unsized = self.tty && !capabilities.resize;
+        let size = self.size.filter(|size| is_unsized && size.check().is_ok());
+        let record = self
+            .needs_helpers(capabilities)
+            .then(|| Record::new(temporary, self.tty));
+        if size.is_none() && record.is_none() {
+            return (self, None);
+        }
+        let mut script = String::new();
+        if let Some(record) = &record {
+            self.helper_processes = false;
+            script += &record::writing();
+            let path = record.path().to_owned();
+            self.env.insert(record::VARIABLE.to_owned(), path);
+        }
+        let mut arguments = Vec::new();
+        if let Some(size) = size {
+            self.size = None;
+            script += SIZED;
+            arguments.extend([size.rows.to_string(), size.cols.to_string()]);
+        }
+        script += r#"exec "$@""#;
+        let shell = ["/bin/sh", "-c", &script, "sh"].map(str::to_owned);
+        let wrapped = shell.into_iter().chain(arguments).chain(self.argv);
+        self.argv = wrapped.collect();
+        (self, record)
     }
 
     /// Sets the name that the process sees as its own.
@@ -216,8 +267,8 @@ impl StartProcess {
     }
 }
 
-/// Sets the size of the terminal and becomes the program. What is given is never part of the script.
-const SIZED: &str = r#"stty rows "$1" cols "$2"; shift 2; exec "$@""#;
+/// Sets the size of the terminal. What is given is never part of the script.
+const SIZED: &str = r#"stty rows "$1" cols "$2"; shift 2; "#;
 
 /// Arguments and environment may hold secrets; the id and the program tell enough.
 impl fmt::Debug for StartProcess {
@@ -240,6 +291,16 @@ impl Method for StartProcess {
             return Err(Unsupported::new(
                 "resize",
                 "start it with Mux::start and without arg0: a shell sets the size",
+            ));
+        }
+        if self.needs_helpers(capabilities) {
+            return Err(Unsupported::new(
+                if capabilities.signals {
+                    "resize"
+                } else {
+                    "signals"
+                },
+                "start it with Mux::start and without arg0, for helper processes to find it",
             ));
         }
         Ok(())
@@ -431,22 +492,65 @@ mod tests {
             .tty(true)
             .size(TerminalSize::new(5, 6));
         let mut capabilities = Capabilities::default();
-        let adapted = start.clone().adapted(&capabilities);
+        let temporary = Path::new("/t");
+        let (adapted, record) = start.clone().adapted(&capabilities, temporary);
+        assert_eq!(record, None);
         assert_eq!(adapted.supported_by(&capabilities), Ok(()));
         assert_eq!(
             encoded_params(PathSpelling::Plain, &adapted),
             json!({"processId": "p", "cwd": "/", "env": {}, "tty": true,
-                   "argv": ["/bin/sh", "-c", SIZED, "sh", "5", "6", "vi", "$x; y"]})
+                   "argv": ["/bin/sh", "-c", format!("{SIZED}exec \"$@\""), "sh", "5", "6", "vi", "$x; y"]})
         );
-        let named = start.clone().arg0("ed").adapted(&capabilities);
+        let (named, _) = start.clone().arg0("ed").adapted(&capabilities, temporary);
         let missing = named.supported_by(&capabilities).unwrap_err();
         assert_eq!(missing.capability, "resize");
         capabilities.resize = true;
-        let params = encoded_params(PathSpelling::Plain, &start.adapted(&capabilities));
+        let (native, _) = start.adapted(&capabilities, temporary);
+        let params = encoded_params(PathSpelling::Plain, &native);
         assert_eq!(
             (&params["argv"][0], &params["size"]["rows"]),
             (&json!("vi"), &json!(5))
         );
+    }
+
+    #[test]
+    fn a_shell_records_the_process_where_helpers_are_needed_and_wanted() {
+        let temporary = Path::new("/t");
+        let start = StartProcess::new("p", ["vi", "$x; y"], "/").tty(true);
+        let mut capabilities = Capabilities::default();
+        let (unwanted, record) = start.clone().adapted(&capabilities, temporary);
+        let params = encoded_params(PathSpelling::Plain, &unwanted);
+        assert_eq!((&params["argv"][0], record), (&json!("vi"), None));
+
+        let start = start.helper_processes(true);
+        let missing = start.supported_by(&capabilities).unwrap_err();
+        assert_eq!(missing.capability, "signals");
+        let (adapted, record) = start.clone().adapted(&capabilities, temporary);
+        let record = record.unwrap();
+        assert!(record.is_tty());
+        assert_eq!(adapted.supported_by(&capabilities), Ok(()));
+        let params = encoded_params(PathSpelling::Plain, &adapted);
+        let argv = params["argv"].as_array().unwrap();
+        assert_eq!(argv[3..], ["sh", "vi", "$x; y"].map(|text| json!(text)));
+        let path = params["env"][record::VARIABLE].as_str().unwrap();
+        assert_eq!(path, record.path());
+        assert!(path.starts_with("/t/execmux-"));
+        assert!(!params["argv"].to_string().contains(path), "ps shows those");
+        let (_, another) = start.clone().adapted(&capabilities, temporary);
+        assert_ne!(another.unwrap().path(), path);
+
+        let named = start.clone().arg0("ed");
+        let (named, record) = named.adapted(&capabilities, temporary);
+        assert_eq!(record, None);
+        assert!(named.supported_by(&capabilities).is_err());
+
+        capabilities.signals = true;
+        assert!(start.clone().adapted(&capabilities, temporary).1.is_some());
+        capabilities.resize = true;
+        let (native, record) = start.adapted(&capabilities, temporary);
+        let params = encoded_params(PathSpelling::Plain, &native);
+        assert_eq!((&params["argv"][0], record), (&json!("vi"), None));
+        assert_eq!(native.supported_by(&capabilities), Ok(()));
     }
 
     #[test]

@@ -10,7 +10,10 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::{budget::Budget, delivery::Delivery, session::Session};
-use crate::{error::RegisterError, protocol::ProcessId};
+use crate::{
+    error::RegisterError,
+    protocol::{ProcessId, Record},
+};
 
 /// Tells a route from a later one of the same process id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,6 +45,8 @@ pub(crate) struct Route {
     pub(crate) is_interrupted: bool,
     /// When it was last looked whether a process that has exited has ended.
     pub(crate) end_checked: Option<Instant>,
+    /// How helper processes find the process, if it was started for that.
+    pub(crate) record: Option<Record>,
 }
 
 impl Route {
@@ -97,6 +102,7 @@ impl Routes {
                     is_queued: false,
                     is_interrupted: false,
                     end_checked: None,
+                    record: None,
                 }));
                 Ok(key)
             }

@@ -154,6 +154,7 @@ impl StartSlot {
                 | CallError::Overloaded { .. }
                 | CallError::Stuck { .. }
                 | CallError::Unsupported { .. }
+                | CallError::HelperFailed { .. }
                 | CallError::InvalidRequest { .. },
             ) => Some(StartedProcess::NotStarted),
             Err(CallError::OutcomeUnknown { .. }) => Some(StartedProcess::Unknown),

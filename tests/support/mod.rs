@@ -5,6 +5,8 @@ pub mod exec_server;
 pub mod faulty_client;
 pub mod faulty_server;
 pub mod history;
+#[cfg(feature = "server")]
+pub mod jwt;
 pub mod listener;
 pub mod peer;
 pub mod proxy;

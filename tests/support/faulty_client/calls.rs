@@ -52,7 +52,9 @@ impl Fate {
             None => Fate::Dropped,
             Some(Ok(_)) => Fate::Done,
             Some(Err(CallError::Rejected { .. })) => Fate::Refused,
-            Some(Err(CallError::Overloaded { .. })) => Fate::NotSent,
+            Some(Err(CallError::Overloaded { .. } | CallError::Unsupported { .. })) => {
+                Fate::NotSent
+            }
             Some(Err(CallError::DeadlineExceeded { .. })) => Fate::Late,
             Some(Err(CallError::OutcomeUnknown { .. })) => Fate::Unknown,
             Some(Err(CallError::Stuck { .. })) => Fate::Stuck,

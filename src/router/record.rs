@@ -1,0 +1,131 @@
+//! The records of processes that are started by a shell, for helper processes to find them: who asks for one,
+//! and how they go when they are not needed any more.
+
+use actix::{AsyncContext as _, Context, Handler, Message, MessageResult, WeakAddr};
+use bytestring::ByteString;
+use log::debug;
+
+use super::{Router, routes::Route};
+use crate::{
+    connection::{Call, Dispatch, ReplySlot},
+    error::CallError,
+    protocol::{ProcessId, Record, Repeat},
+};
+
+/// Asks how a helper process finds a process.
+pub(crate) struct FindRecord {
+    pub(crate) process_id: ProcessId,
+}
+
+/// Whether a helper process finds a process, and how.
+pub(crate) enum Found {
+    Recorded {
+        record: Record,
+        /// Whether the process has been heard of, so that the record is written by now if it ever will be.
+        is_written: bool,
+    },
+    /// It was not started for that.
+    NotRecorded,
+    /// It is known to have exited: its pid may be another's by now.
+    Exited,
+    /// It may be another's process, or have ended.
+    NoSession,
+}
+
+impl Message for FindRecord {
+    type Result = Found;
+}
+
+/// A record is removed, or has to be tried again.
+pub(super) struct RecordRemoved {
+    again: Option<Record>,
+}
+
+impl Message for RecordRemoved {
+    type Result = ();
+}
+
+impl Router {
+    /// Removes the record of a process that has lost its session.
+    pub(super) fn forget_record(&mut self, route: &mut Route, context: &Context<Self>) {
+        if let Some(record) = route.record.take() {
+            self.remove_record(record, context);
+        }
+    }
+
+    pub(super) fn remove_record(&mut self, record: Record, context: &Context<Self>) {
+        self.removals += 1;
+        self.connection.do_send(Dispatch {
+            call: Call::new(record.remove()),
+            repeat: Repeat::Always,
+            slot: Box::new(RemoveSlot {
+                router: context.address().downgrade(),
+                record,
+            }),
+        });
+    }
+}
+
+impl Handler<FindRecord> for Router {
+    type Result = MessageResult<FindRecord>;
+
+    fn handle(&mut self, find: FindRecord, _: &mut Self::Context) -> Self::Result {
+        MessageResult(match self.routes.get_mut(find.process_id.as_str()) {
+            None => Found::NoSession,
+            Some(route) if route.delivery.has_exited() => Found::Exited,
+            Some(route) => match &route.record {
+                None => Found::NotRecorded,
+                Some(record) => Found::Recorded {
+                    record: record.clone(),
+                    is_written: route.delivery.has_begun(),
+                },
+            },
+        })
+    }
+}
+
+impl Handler<RecordRemoved> for Router {
+    type Result = ();
+
+    fn handle(&mut self, removed: RecordRemoved, context: &mut Self::Context) {
+        self.removals -= 1;
+        if let Some(record) = removed.again {
+            // With the next check of the sessions.
+            self.unremoved.push(record);
+            self.check_sessions(context);
+        }
+        // Servers drop what is not answered when the connection closes.
+        self.close_if_drained();
+    }
+}
+
+/// Where the answer to the removal of a record goes.
+struct RemoveSlot {
+    router: WeakAddr<Router>,
+    record: Record,
+}
+
+impl ReplySlot for RemoveSlot {
+    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
+        let RemoveSlot { router, record } = *self;
+        let again = match outcome {
+            Ok(_) => None,
+            Err(
+                CallError::Overloaded { .. }
+                | CallError::DeadlineExceeded { .. }
+                | CallError::OutcomeUnknown { .. },
+            ) => Some(record),
+            Err(error) => {
+                debug!(error:%; "the record of a process stays behind");
+                None
+            }
+        };
+        if let Some(router) = router.upgrade() {
+            router.do_send(RecordRemoved { again });
+        }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        false
+    }
+}
