@@ -1,15 +1,17 @@
-//! Reads that refill sessions: whose turn it is, and where the answers go.
+//! Reads that refill sessions, and what servers are told for them to have to be made seldom: whose turn it is,
+//! and where the answers go.
 
 use std::collections::VecDeque;
 
-use actix::{Message, WeakAddr};
+use actix::{AsyncContext as _, Context, Handler, Message, WeakAddr};
 use bytestring::ByteString;
+use log::debug;
 
 use super::{Router, routes::RouteKey};
 use crate::{
-    connection::{ReplySlot, decode_response},
+    connection::{Call, Dispatch, ReplySlot, TellConsumed, decode_response},
     error::CallError,
-    protocol::{ProcessId, ReadProcess, RetainedOutput},
+    protocol::{ErrorCode, ProcessId, ReadProcess, Repeat, RetainedOutput},
 };
 
 /// How many reads may be under way at a time. Servers handle the requests of a connection one after the
@@ -126,6 +128,139 @@ impl ReplySlot for ReadSlot {
     fn is_abandoned(&self) -> bool {
         false
     }
+}
+
+impl Router {
+    pub(super) fn queue_read(&mut self, process_id: &ProcessId) {
+        if let Some(route) = self.routes.get_mut(process_id.as_str())
+            && route.delivery.wants_read()
+            && !route.is_queued
+            // Before it is known to run, there is nothing to read.
+            && !route.starting
+        {
+            route.is_queued = true;
+            if route.delivery.is_half_read() {
+                self.turns.push_first(process_id.clone(), route.key());
+            } else {
+                self.turns.push(process_id.clone(), route.key());
+            }
+        }
+    }
+
+    /// Has those read whose turn it is.
+    pub(super) fn read_next(&mut self, context: &mut Context<Self>) {
+        while let Some((process_id, key)) = self.turns.next() {
+            let Some(route) = self.routes.get_keyed(&process_id, key) else {
+                continue;
+            };
+            route.is_queued = false;
+            let Some(wanted) = route.delivery.next_read() else {
+                continue;
+            };
+            debug!(process_id:%, after_seq = wanted.after_seq; "reading what a session has missed");
+            let mut read = ReadProcess::new(&process_id).after_seq(wanted.after_seq);
+            if let Some(bytes) = wanted.max_bytes {
+                read = read.max_bytes(bytes as u64);
+            }
+            let slot = ReadSlot {
+                router: context.address().downgrade(),
+                process_id,
+                key,
+                number: wanted.number,
+                link: self.turns.begin(),
+            };
+            self.connection.do_send(Dispatch {
+                call: Call::new(read),
+                // The new link is asked for everything that was missed.
+                repeat: Repeat::Never,
+                slot: Box::new(slot),
+            });
+        }
+    }
+
+    /// Has the server let a process write on that it holds back.
+    pub(super) fn tell_consumed(&self, process_id: ProcessId, seq: Option<u64>) {
+        self.connection.do_send(TellConsumed { process_id, seq });
+    }
+
+    /// Tells the server again what may have been lost with the link.
+    pub(super) fn repeat_consumed(&mut self, process_id: ProcessId) {
+        if let Some(route) = self.routes.get_mut(process_id.as_str())
+            && route.delivery.told_consumed() > 0
+        {
+            let seq = route.delivery.told_consumed();
+            self.tell_consumed(process_id, Some(seq));
+        }
+    }
+}
+
+impl Handler<CreditReturned> for Router {
+    type Result = ();
+
+    fn handle(&mut self, returned: CreditReturned, context: &mut Self::Context) {
+        let CreditReturned { process_id, key } = returned;
+        if let Some(route) = self.routes.get_keyed(&process_id, key) {
+            route.delivery.credit_returned();
+            if let Some(seq) = route.delivery.consumed() {
+                self.tell_consumed(process_id.clone(), Some(seq));
+            }
+            self.queue_read(&process_id);
+            self.read_next(context);
+        }
+        self.unpark(context);
+    }
+}
+
+impl Handler<ReadEnded> for Router {
+    type Result = ();
+
+    fn handle(&mut self, ended: ReadEnded, context: &mut Self::Context) {
+        let ReadEnded {
+            process_id,
+            key,
+            number,
+            link,
+            outcome,
+        } = ended;
+        self.turns.end(link);
+        if let Some(route) = self.routes.get_keyed(&process_id, key) {
+            let Some(reached) = route.session.reach() else {
+                self.abandon(process_id, context);
+                return self.read_next(context);
+            };
+            let deliver = |event| reached.send(event);
+            let progress = match outcome {
+                Ok(read) => {
+                    route.is_known = true;
+                    route.delivery.accept_read(number, read, deliver)
+                }
+                Err(error) if is_unknown_process(&error) => {
+                    if route.is_known {
+                        route.delivery.forget(number, deliver)
+                    } else {
+                        route.delivery.read_too_early(number)
+                    }
+                }
+                Err(error) => {
+                    debug!(process_id:%, error:%; "cannot read what a session has missed");
+                    // Read again with the next check of the sessions.
+                    route.delivery.fail_read(number);
+                    return self.read_next(context);
+                }
+            };
+            self.go_on(process_id, progress, context);
+        }
+        self.read_next(context);
+    }
+}
+
+/// Servers tell this only by their words.
+pub(crate) fn is_unknown_process(error: &CallError) -> bool {
+    matches!(
+        error,
+        CallError::Rejected { code: ErrorCode::INVALID_REQUEST, message, .. }
+            if message.contains("unknown process id")
+    )
 }
 
 #[cfg(test)]

@@ -2,7 +2,17 @@
 
 use std::time::Duration;
 
-use actix::Message;
+use actix::{Handler, Message, ResponseFuture};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep_until},
+};
+
+use super::{Router, State};
+use crate::{
+    connection::{Close, after},
+    task::Task,
+};
 
 /// Closes the connection in order, and answers when it is gone and all sessions have been told.
 ///
@@ -60,4 +70,82 @@ impl Shutdown {
 
 impl Message for Shutdown {
     type Result = ();
+}
+
+/// The time that the processes have to end, if they are to.
+pub(super) struct Draining {
+    until: Instant,
+    processes: Processes,
+    _overdue: Task,
+}
+
+impl Router {
+    /// Closes the connection of a shutdown that has nothing to wait for any more.
+    pub(super) fn close_if_drained(&mut self) {
+        if let State::Open { draining, .. } = &mut self.state
+            && self.removals == 0
+            && let Some(Draining { until, .. }) =
+                draining.take_if(|it| it.processes == Processes::Detach || self.routes.is_empty())
+        {
+            self.connection.do_send(Close { by: until });
+        }
+    }
+}
+
+impl Handler<Shutdown> for Router {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, shutdown: Shutdown, context: &mut Self::Context) -> Self::Result {
+        let State::Open {
+            shutdowns,
+            draining,
+        } = &mut self.state
+        else {
+            return Box::pin(async {});
+        };
+        let (end, ended) = oneshot::channel();
+        shutdowns.push(end);
+        let until = after(
+            Instant::now(),
+            shutdown.deadline.unwrap_or(self.close_timeout),
+        );
+        let connection = self.connection.downgrade();
+        let overdue = Task::spawn(async move {
+            sleep_until(until).await;
+            if let Some(connection) = connection.upgrade() {
+                connection.do_send(Close { by: until });
+            }
+        });
+        *draining = Some(Draining {
+            until,
+            processes: shutdown.processes,
+            _overdue: overdue,
+        });
+        match shutdown.processes {
+            Processes::Terminate => {
+                for route in self.routes.iter_mut() {
+                    if route.starting {
+                        self.ended_while_starting.insert(route.key());
+                    }
+                }
+                for process_id in self.routes.process_ids() {
+                    self.terminate(process_id, context);
+                }
+            }
+            // Nobody helps them any more.
+            Processes::Detach => {
+                let records: Vec<_> = (self.routes.iter_mut())
+                    .filter_map(|route| route.record.take())
+                    .collect();
+                for record in records {
+                    self.remove_record(record, context);
+                }
+            }
+        }
+        self.close_if_drained();
+        Box::pin(async {
+            // Sent when the connection is gone, or dropped with the router, which is as good.
+            let _ended = ended.await;
+        })
+    }
 }

@@ -3,15 +3,17 @@
 use std::{fmt, time::Duration};
 
 use actix::{
-    Addr, Context, Message, WeakAddr,
+    Addr, AsyncContext as _, Context, Handler, Message, WeakAddr,
     dev::{MessageResponse, OneshotSender},
 };
 use bytestring::ByteString;
 
-use super::{Router, is_unknown_process, routes::RouteKey, session::Session};
+use super::{
+    Router, healing::is_unknown_process, register::Register, routes::RouteKey, session::Session,
+};
 use crate::{
     connection::{Call, Connection, Dispatch, ReplySlot, decode_response},
-    error::{CallError, DisconnectReason, RegisterError, StartError},
+    error::{CallError, DisconnectReason, FailureReason, RegisterError, StartError},
     protocol::{ErrorCode, Method as _, ProcessId, ReadProcess, Repeat, StartProcess, Started},
 };
 
@@ -241,5 +243,94 @@ impl ReplySlot for ExistsSlot {
 
     fn is_abandoned(&self) -> bool {
         false
+    }
+}
+
+impl Handler<Start> for Router {
+    type Result = PendingStart;
+
+    fn handle(&mut self, start: Start, context: &mut Self::Context) -> PendingStart {
+        let Start {
+            process,
+            session,
+            timeout,
+        } = start;
+        let (mut process, record) = process.adapted(&self.capabilities, &self.temporary);
+        let can_hold_back = self.capabilities.output_window;
+        let window = session
+            .output_window(self.session_budget)
+            .filter(|_| can_hold_back);
+        if let Some(window) = window {
+            process = process.output_window(window);
+        }
+        let process_id = process.process_id().clone();
+        let register = Register::new(&process_id, session);
+        PendingStart(self.register(register, context).map(|key| {
+            if let Some(route) = self.routes.get_keyed(&process_id, key) {
+                route.starting = true;
+                route.record = record;
+                if let Some(window) = window {
+                    route.delivery.held_back(window);
+                }
+            }
+            Registered {
+                call: match timeout {
+                    Some(timeout) => Call::new(process).timeout(timeout),
+                    None => Call::new(process),
+                },
+                process_id,
+                key,
+                connection: self.connection.clone(),
+                router: context.address().downgrade(),
+            }
+        }))
+    }
+}
+
+impl Handler<StartEnded> for Router {
+    type Result = ();
+
+    fn handle(&mut self, ended: StartEnded, context: &mut Self::Context) {
+        let StartEnded {
+            process_id,
+            key,
+            process,
+        } = ended;
+        let was_ended = self.ended_while_starting.remove(&key);
+        let Some(route) = self.routes.get_keyed(&process_id, key) else {
+            // Without a route because it was unregistered, the process is somebody else's.
+            if was_ended && !matches!(process, StartedProcess::NotStarted) {
+                self.terminate(process_id, context);
+            }
+            return;
+        };
+        match process {
+            StartedProcess::Running => {
+                route.starting = false;
+                route.is_known = true;
+                if was_ended {
+                    self.terminate(process_id, context);
+                } else {
+                    self.queue_read(&process_id);
+                    self.read_next(context);
+                }
+            }
+            StartedProcess::NotStarted => {
+                // Whoever was told something is told the end: it ran, and is forgotten already.
+                if route.delivery.has_begun() {
+                    let last = route.delivery.fail(FailureReason::Forgotten);
+                    route.session.send(last);
+                }
+                // Nobody was there to write it.
+                route.record = None;
+                self.remove(&process_id, context);
+            }
+            StartedProcess::Unknown => {
+                let last = route.delivery.fail(FailureReason::StartUnanswered);
+                route.session.send(last);
+                self.terminate(process_id.clone(), context);
+                self.remove(&process_id, context);
+            }
+        }
     }
 }

@@ -1,0 +1,176 @@
+//! The way of events: from the connection to the sessions, up to one that has to wait.
+
+use std::mem;
+
+use actix::{AsyncContext as _, Context, Handler, Message};
+use log::debug;
+
+use super::{Router, delivery::Progress, parking::Parked, routes::Place};
+use crate::{
+    protocol::{Notifications, ProcessEvent, ProcessId},
+    task,
+};
+
+/// The sessions that were told something have had their time to consume it, if they run on this thread.
+struct TurnOver;
+
+impl Message for TurnOver {
+    type Result = ();
+}
+
+/// An event that has to wait, and until when.
+struct HeldUp {
+    event: ProcessEvent,
+    until: Until,
+}
+
+enum Until {
+    /// What came just before it has had time to be consumed.
+    TurnOver,
+    /// The session has consumed, however long that takes.
+    Credit,
+}
+
+impl Router {
+    /// Forwards what one read has brought, up to an event that has to wait. Returns the memory.
+    pub(super) fn forward_all(
+        &mut self,
+        mut notifications: Notifications,
+        context: &mut Context<Self>,
+    ) -> Result<Notifications, Parked> {
+        let mut places = mem::take(&mut self.places);
+        places.extend(notifications.iter().map(|(process_id, seq)| {
+            let place = self.routes.find(process_id);
+            // With thousands of sessions the state of none is in the cache. All of a batch are fetched at
+            // once if they are looked at before the first is dealt with.
+            place.inspect(|&place| self.routes.look_at(place, seq))
+        }));
+        let mut found = places.drain(..);
+        while let Some(mut entry) = notifications.pop() {
+            let process_id = notifications.process_id(&entry);
+            let place = found.next().flatten();
+            let mut attempts = 0;
+            while let Some(held_up) =
+                self.forward(process_id, place, entry.seq, entry.event, context)
+            {
+                attempts += 1;
+                let is_worth_waiting = match held_up.until {
+                    Until::TurnOver => {
+                        self.end_turn(context);
+                        true
+                    }
+                    Until::Credit => self
+                        .routes
+                        .get_mut(process_id)
+                        .is_some_and(|route| route.delivery.wait_for_credit(&held_up.event)),
+                };
+                entry.event = held_up.event;
+                // Either its credit has just returned, or it is not this session that holds what is
+                // missing: then it is looked at again with the next check.
+                if is_worth_waiting || attempts > 1 {
+                    notifications.put_back(entry);
+                    return Err(Parked::new(notifications));
+                }
+            }
+        }
+        drop(found);
+        self.places = places;
+        notifications.clear();
+        Ok(notifications)
+    }
+
+    /// Lets the sessions consume that were woken, and then goes on.
+    fn end_turn(&self, context: &mut Context<Self>) {
+        let router = context.address().downgrade();
+        task::spawn(async move {
+            if let Some(router) = router.upgrade() {
+                router.do_send(TurnOver);
+            }
+        });
+    }
+
+    /// Goes on with what had to wait.
+    pub(super) fn unpark(&mut self, context: &mut Context<Self>) {
+        let Some(parked) = self.parked.take() else {
+            return;
+        };
+        let (notifications, taken) = parked.into_parts();
+        match self.forward_all(notifications, context) {
+            Err(still) => self.parked = Some(still.with(taken)),
+            Ok(notifications) => taken.send(notifications),
+        }
+    }
+
+    /// Forwards an event, or returns it if it has to wait.
+    fn forward(
+        &mut self,
+        process_id: &str,
+        place: Option<Place>,
+        seq: u64,
+        event: ProcessEvent,
+        context: &mut Context<Self>,
+    ) -> Option<HeldUp> {
+        let Some(route) = self.routes.at(place, process_id) else {
+            debug!(process_id, seq; "event without a session ignored");
+            return None;
+        };
+        route.is_known = true;
+        // Once for all that this event sets free: for a session held weakly it is not for nothing.
+        let Some(reached) = route.session.reach() else {
+            self.abandon(process_id.into(), context);
+            return None;
+        };
+        let deliver = |event| {
+            route.delivered_in = self.turn;
+            reached.send(event);
+        };
+        let progress = match route.delivery.accept(seq, event, deliver) {
+            Progress::NoCredit(event) if route.delivered_in == self.turn => {
+                let until = Until::TurnOver;
+                return Some(HeldUp { event, until });
+            }
+            Progress::NoCredit(event) => route.delivery.overflow(seq, event),
+            progress => progress,
+        };
+        match progress {
+            Progress::Open if !route.delivery.wants_read() => {}
+            Progress::Blocked(event) => {
+                let until = Until::Credit;
+                return Some(HeldUp { event, until });
+            }
+            progress => self.go_on(process_id.into(), progress, context),
+        }
+        None
+    }
+
+    /// Does what a session's progress asks for: ends its route, or lets it have its turn to read.
+    pub(super) fn go_on(
+        &mut self,
+        process_id: ProcessId,
+        progress: Progress,
+        context: &mut Context<Self>,
+    ) {
+        // The route goes first: whoever hears the last event may use the process id again.
+        let (route, last) = match progress {
+            Progress::Open | Progress::NoCredit(_) | Progress::Blocked(_) => {
+                self.queue_read(&process_id);
+                self.read_next(context);
+                return;
+            }
+            Progress::Closed(last) => (self.remove(&process_id, context), last),
+            Progress::Failed(last) => (self.abandon(process_id, context), last),
+        };
+        if let Some(route) = route {
+            route.session.send(last);
+        }
+    }
+}
+
+impl Handler<TurnOver> for Router {
+    type Result = ();
+
+    fn handle(&mut self, _: TurnOver, context: &mut Self::Context) {
+        self.turn += 1;
+        self.unpark(context);
+    }
+}
