@@ -9,8 +9,11 @@ use std::{
     },
 };
 
-use super::*;
-use crate::router::budget::Pool;
+use super::{reading::WantedRead, *};
+use crate::{
+    protocol::{OutputChunk, RetainedOutput},
+    router::budget::Pool,
+};
 
 /// How many seeds are tried, unless `EXECMUX_SEEDS` says otherwise.
 const SEEDS: u64 = 10_000;

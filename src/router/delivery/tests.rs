@@ -1,7 +1,10 @@
 //! Deliveries, one event and one read at a time.
 
-use super::*;
-use crate::router::budget::Pool;
+use super::{reading::WantedRead, *};
+use crate::{
+    protocol::{OutputChunk, RetainedOutput},
+    router::budget::Pool,
+};
 
 fn output(text: &'static str) -> ProcessEvent {
     ProcessEvent::Output {
