@@ -300,7 +300,7 @@ fn main() {
             "busy",
             "CPU us",
             "rate/baseline",
-            "CPU/baseline",
+            "per core/baseline",
         ],
         &rows,
     );
@@ -320,7 +320,11 @@ fn rows_of(flood: Flood, medians: &Medians) -> impl Iterator<Item = Vec<String>>
             median.busy(),
             format!("{:.2}", cpu(median)),
             ratio(rate(median), baseline.map(rate)),
-            ratio(cpu(median), baseline.map(cpu)),
+            // Where the load is too slow to keep the core busy, the rate tells of the load.
+            ratio(
+                1.0 / cpu(median),
+                baseline.map(|baseline| 1.0 / cpu(baseline)),
+            ),
         ]
     })
 }
