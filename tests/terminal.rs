@@ -100,30 +100,6 @@ async fn the_terminal_is_restored_when_the_program_is_terminated() {
     assert_eq!(terminal.end().await, Some(7));
 }
 
-#[actix::test]
-async fn each_runs_two_hundred_commands_and_lists_what_failed() {
-    let lines: String = (0..200)
-        .map(|n| format!("for i in 1 2 3; do echo {n} $i; done; test {n} != 77\n"))
-        .collect();
-    let output = with_input(&["each", "--jobs", "8"], lines.as_bytes()).await;
-    let (code, stdout, stderr) = said(&output);
-    assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.contains("199 succeeded, 1 failed"), "{stderr}");
-    assert!(stderr.contains("test 77 != 77"), "{stderr}");
-    let lines: Vec<_> = stdout.lines().collect();
-    assert_eq!(lines.len(), 600);
-    for whole in lines.chunks(3) {
-        let (n, _) = whole[0].split_once(' ').unwrap();
-        let expected = [1, 2, 3].map(|i| format!("{n} {i}"));
-        assert_eq!(whole, expected, "the output of each is whole");
-    }
-    let tagged = with_input(&["each", "--tag"], b"echo a\n").await;
-    assert!(said(&tagged).1.ends_with("a\n") && said(&tagged).1.len() > 2);
-    let json = with_input(&["each", "--json"], b"echo a; exit 2\n").await;
-    let line: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
-    assert_eq!(line["exit_code"], 2, "{line}");
-}
-
 fn hash(path: impl AsRef<Path>) -> Vec<u8> {
     Sha256::digest(fs::read(path).unwrap()).to_vec()
 }

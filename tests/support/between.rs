@@ -20,6 +20,8 @@ pub enum Verdict {
     Reject(i64, &'static str),
     /// It is not forwarded, and never answered.
     Swallow,
+    /// It is not forwarded, and both connections end.
+    Cut,
 }
 
 type Rule = Rc<RefCell<dyn FnMut(&Value) -> Verdict>>;
@@ -88,6 +90,7 @@ async fn carry(client: TcpStream, target: String, rule: Rule) {
                         client.send(Message::text(error.to_string())).await
                     }
                     Verdict::Swallow => Ok(()),
+                    Verdict::Cut => return,
                 };
                 if sent.is_err() {
                     return;

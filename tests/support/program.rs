@@ -10,8 +10,8 @@ use std::{
 use execmux::ProcessId;
 use pty_process::{OwnedReadPty, OwnedWritePty, Size};
 use rustix::{
-    process::{Pid, Signal, kill_process},
-    termios::{Termios, tcgetattr},
+    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid},
+    termios::{LocalModes, Termios, tcgetattr},
 };
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -120,8 +120,11 @@ impl Terminal {
 
     /// Reads until `text` has come.
     pub async fn see(&mut self, text: &str) {
-        soon(async {
-            while !self.seen.contains(text) {
+        let end = soon(async {
+            loop {
+                if let Some(at) = self.seen.find(text) {
+                    break at + text.len();
+                }
                 let mut buffer = [0; 4096];
                 match self.reader.read(&mut buffer).await {
                     Ok(length @ 1..) => {
@@ -132,20 +135,31 @@ impl Terminal {
             }
         })
         .await;
-        self.seen.clear();
+        self.seen.drain(..end);
     }
 
     pub async fn press(&mut self, keys: &str) {
         soon(self.writer.write_all(keys.as_bytes())).await.unwrap();
     }
 
+    /// Checks that the terminal is as it was.
+    pub fn check_restored(&self) {
+        let now = tcgetattr(&self.pty).unwrap();
+        assert_eq!(now.input_modes, self.before.input_modes);
+        assert_eq!(now.output_modes, self.before.output_modes);
+        assert_eq!(now.local_modes, self.before.local_modes);
+    }
+
+    pub fn is_raw(&self) -> bool {
+        let now = tcgetattr(&self.pty).unwrap();
+        !now.local_modes
+            .intersects(LocalModes::ICANON | LocalModes::ISIG)
+    }
+
     /// Waits for the end, and checks that the terminal is as it was.
     pub async fn end(mut self) -> Option<i32> {
         let status = soon(self.child.wait()).await.unwrap();
-        let after = tcgetattr(&self.pty).unwrap();
-        assert_eq!(after.input_modes, self.before.input_modes);
-        assert_eq!(after.output_modes, self.before.output_modes);
-        assert_eq!(after.local_modes, self.before.local_modes);
+        self.check_restored();
         status.code()
     }
 }
@@ -174,7 +188,18 @@ impl Serving {
     }
 }
 
-pub fn signal(child: &Child, signal: Signal) {
+fn pid(child: &Child) -> Pid {
     let id = i32::try_from(child.id().unwrap()).unwrap();
-    kill_process(Pid::from_raw(id).unwrap(), signal).unwrap();
+    Pid::from_raw(id).unwrap()
+}
+
+pub fn signal(child: &Child, signal: Signal) {
+    kill_process(pid(child), signal).unwrap();
+}
+
+/// Waits until a signal has stopped it.
+pub async fn stopped(child: &Child) {
+    let id = WaitId::Pid(pid(child));
+    let waiting = tokio::task::spawn_blocking(move || waitid(id, WaitIdOptions::STOPPED));
+    soon(waiting).await.unwrap().unwrap();
 }
