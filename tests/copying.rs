@@ -5,17 +5,20 @@
 mod support;
 
 use std::{
+    cell::Cell,
     fs,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::Path,
+    rc::Rc,
 };
 
 use support::{
     between::{Between, Verdict},
     exec_server::ExecServer,
-    program::{Directory, Serving, execmux, said},
+    program::{Directory, Serving, Terminal, execmux, said},
     soon,
 };
+use tokio::sync::Notify;
 
 type Said = (Option<i32>, String, String);
 
@@ -258,4 +261,170 @@ async fn what_a_server_has_half_replaced_is_removed() {
         assert!(stderr.contains("No space left"), "{stderr}");
     }
     assert!(names(&there.0).is_empty());
+}
+
+const MIB: usize = 1 << 20;
+
+fn is_block(request: &serde_json::Value) -> bool {
+    matches!(
+        request["method"].as_str(),
+        Some("fs/readBlock" | "fs/writeBlock")
+    )
+}
+
+/// The crate's own server and a real one, as far as it is installed.
+async fn servers(test: &str) -> (Serving, Option<ExecServer>, Vec<String>) {
+    let serving = Serving::start(&[]).await;
+    let real = ExecServer::start("0.169.0", test).await;
+    let urls = [
+        Some(serving.url.clone()),
+        real.as_ref().map(|it| it.url.clone()),
+    ];
+    (serving, real, urls.into_iter().flatten().collect())
+}
+
+/// A file of twelve blocks on each side, and one to replace.
+fn large_files() -> (Directory, Directory, Vec<u8>) {
+    let (here, there) = sides();
+    let large: Vec<u8> = (0..12 * MIB - 5).map(|n| (n / 7) as u8).collect();
+    for side in [&here, &there] {
+        write(side.at("large"), &large, 0o644);
+        write(side.at("old"), "old", 0o644);
+    }
+    (here, there, large)
+}
+
+fn both_ways(here: &Directory, there: &Directory, to: &str) -> [(String, String); 2] {
+    [
+        (here.at("large"), remote(there.at(to))),
+        (remote(there.at("large")), here.at(to)),
+    ]
+}
+
+fn check_unchanged(side: &Directory) {
+    assert_eq!(names(&side.0), ["large", "old"]);
+    assert_eq!(fs::read(side.at("old")).unwrap(), b"old");
+}
+
+#[actix::test]
+async fn a_file_is_begun_again_when_the_connection_is_lost_and_resumed() {
+    let (_serving, _real, urls) = servers("copying_resumed").await;
+    for url in urls {
+        let (here, there, large) = large_files();
+        for (from, to) in both_ways(&here, &there, "new") {
+            let mut blocks = 0;
+            let between = Between::start(&url, move |request| {
+                blocks += usize::from(is_block(request));
+                match is_block(request) && blocks == 10 {
+                    true => Verdict::Cut,
+                    false => Verdict::Forward,
+                }
+            })
+            .await;
+            let (code, stdout, stderr) = copy(&between.url, &from, &to).await;
+            assert_eq!((code, &*stdout), (Some(0), ""), "{stderr}");
+            assert!(stderr.contains("the connection is resumed"), "{stderr}");
+        }
+        for side in [&here, &there] {
+            assert_eq!(names(&side.0), ["large", "new", "old"]);
+            assert!(fs::read(side.at("new")).unwrap() == large);
+        }
+    }
+}
+
+#[actix::test]
+async fn a_file_is_given_up_when_the_connection_is_lost_again_and_again() {
+    let (_serving, _real, urls) = servers("copying_again").await;
+    for url in urls {
+        let (here, there, _) = large_files();
+        for name in ["new", "old"] {
+            for (from, to) in both_ways(&here, &there, name) {
+                let mut blocks = 0;
+                let between = Between::start(&url, move |request| {
+                    blocks += usize::from(is_block(request));
+                    match is_block(request) && blocks.is_multiple_of(10) {
+                        true => Verdict::Cut,
+                        false => Verdict::Forward,
+                    }
+                })
+                .await;
+                let (code, _, stderr) = copy(&between.url, &from, &to).await;
+                assert_eq!(code, Some(125), "{stderr}");
+                let last = stderr.lines().last().unwrap();
+                assert!(last.starts_with("execmux: cannot copy "), "{stderr}");
+                check_unchanged(&here);
+                check_unchanged(&there);
+            }
+        }
+    }
+}
+
+#[actix::test]
+async fn a_connection_that_is_lost_for_good_leaves_nothing_under_the_final_name() {
+    let serving = Serving::start(&[]).await;
+    let (here, there, _) = large_files();
+    for (from, to) in both_ways(&here, &there, "old") {
+        let mut blocks = 0;
+        let between = Between::start(&serving.url, move |request| {
+            blocks += usize::from(is_block(request));
+            match blocks >= 10 {
+                true => Verdict::Cut,
+                false => Verdict::Forward,
+            }
+        })
+        .await;
+        let url = &between.url;
+        let arguments = ["cp", "--url", url, "--resume-timeout", "1", &from, &to];
+        let output = soon(execmux(&arguments).output()).await.unwrap();
+        let (code, _, stderr) = said(&output);
+        assert_eq!(code, Some(125), "{stderr}");
+        assert!(stderr.contains("the connection is gone"), "{stderr}");
+        check_unchanged(&here);
+        // What cannot be removed there is named.
+        let left: Vec<_> = names(&there.0)
+            .into_iter()
+            .filter(|name| name.ends_with(".part"))
+            .collect();
+        for name in &left {
+            assert!(stderr.contains(name), "{name} is not in {stderr}");
+            fs::remove_file(there.at(name)).unwrap();
+        }
+        check_unchanged(&there);
+    }
+}
+
+#[actix::test]
+async fn ctrl_c_removes_what_is_not_finished() {
+    let (_serving, _real, urls) = servers("copying_ctrl_c").await;
+    for url in urls {
+        let (here, there, _) = large_files();
+        for (from, to) in both_ways(&here, &there, "old") {
+            let is_stuck = Rc::new(Notify::new());
+            let blocks = Rc::new(Cell::new(0));
+            let between = Between::start(&url, {
+                let (is_stuck, blocks) = (is_stuck.clone(), blocks.clone());
+                move |request| {
+                    if !is_block(request) {
+                        return Verdict::Forward;
+                    }
+                    blocks.set(blocks.get() + 1);
+                    if blocks.get() < 6 {
+                        return Verdict::Forward;
+                    }
+                    is_stuck.notify_one();
+                    Verdict::Swallow
+                }
+            })
+            .await;
+            let arguments = ["cp", "--url", &between.url, &from, &to];
+            let mut terminal = Terminal::start(&arguments, (24, 80));
+            soon(is_stuck.notified()).await;
+            let half = [&here, &there].map(|side| names(&side.0).len());
+            assert_eq!(half.iter().sum::<usize>(), 5, "a temporary is there");
+            terminal.press("\x03").await;
+            assert_eq!(terminal.end().await, Some(130));
+            check_unchanged(&here);
+            check_unchanged(&there);
+        }
+    }
 }
