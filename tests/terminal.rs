@@ -10,7 +10,7 @@ use pty_process::Size;
 use rustix::process::Signal;
 use sha2::{Digest as _, Sha256};
 use support::{
-    program::{Directory, Serving, Terminal, execmux, said, signal, with_input},
+    program::{Directory, Serving, Terminal, execmux, said, signal, stopped, with_input},
     soon,
 };
 
@@ -89,6 +89,67 @@ async fn ctrl_c_reaches_the_command_with_and_without_a_terminal_of_its_own() {
         terminal.see("caught").await;
         assert_eq!(terminal.end().await, Some(9));
     }
+}
+
+#[actix::test]
+async fn ctrl_z_reaches_the_command_in_a_raw_terminal() {
+    let script = "trap 'echo stopped; exit 6' TSTP; echo up; while :; do sleep 0.05; done";
+    let mut terminal = Terminal::start(&["run", "--tty", "--", "sh", "-c", script], (24, 80));
+    terminal.see("up").await;
+    terminal.press("\x1a").await;
+    terminal.see("stopped").await;
+    assert_eq!(terminal.end().await, Some(6));
+}
+
+#[actix::test]
+async fn a_program_that_is_stopped_gives_the_terminal_back_and_takes_it_again() {
+    let script =
+        "trap 'stty size' WINCH; trap 'exit 8' TERM; echo up; while :; do sleep 0.05; done";
+    let mut terminal = Terminal::start(&["run", "--tty", "--", "sh", "-c", script], (24, 80));
+    terminal.see("up").await;
+    until_raw(&terminal).await;
+    for rows in [40, 41] {
+        signal(&terminal.child, Signal::TSTP);
+        stopped(&terminal.child).await;
+        terminal.check_restored();
+        terminal.writer.resize(Size::new(rows, 120)).unwrap();
+        signal(&terminal.child, Signal::CONT);
+        terminal.see(&format!("{rows} 120")).await;
+        until_raw(&terminal).await;
+    }
+    // Nobody can prepare for this one. What a shell sets then is not what the command is to find.
+    signal(&terminal.child, Signal::STOP);
+    stopped(&terminal.child).await;
+    terminal.set_restored();
+    assert!(!terminal.is_raw());
+    signal(&terminal.child, Signal::CONT);
+    until_raw(&terminal).await;
+    signal(&terminal.child, Signal::TERM);
+    assert_eq!(terminal.end().await, Some(8));
+}
+
+/// Nobody tells that a terminal has become raw.
+async fn until_raw(terminal: &Terminal) {
+    soon(async {
+        while !terminal.is_raw() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[actix::test]
+async fn a_program_that_is_still_connecting_can_be_stopped_too() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}", silent.local_addr().unwrap());
+    let arguments = ["run", "--url", &url, "--tty", "--", "true"];
+    let terminal = Terminal::start(&arguments, (24, 80));
+    let (_connection, _) = soon(silent.accept()).await.unwrap();
+    signal(&terminal.child, Signal::TSTP);
+    stopped(&terminal.child).await;
+    signal(&terminal.child, Signal::CONT);
+    signal(&terminal.child, Signal::INT);
+    assert_eq!(terminal.end().await, Some(130));
 }
 
 #[actix::test]

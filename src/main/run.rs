@@ -29,7 +29,8 @@ use crate::{
 Exit code: that of the command, 128 + n if signal n has ended it; 125 if something goes wrong on this side or the
 connection is lost for good.
 Ctrl-C interrupts the command (or terminates it, on servers before 0.140); a second one leaves. SIGTERM and SIGHUP are
-passed on, as termination where the server cannot do better. With --tty in a terminal every key goes to the command.
+passed on, as termination where the server cannot do better. With --tty in a terminal every key goes to the command, Ctrl-Z
+too; a SIGTSTP from elsewhere stops this program, with the terminal as it was until it is continued.
 
 Without --url it runs on this machine, on a server in this program: in this directory, with this environment.
 
@@ -89,7 +90,7 @@ impl Run {
         // is read, and the command waits as it would in a pipeline. Signals are handled on this one.
         let mut wanted = vec![Signal::Interrupt, Signal::Terminate, Signal::HangUp];
         if self.is_raw() {
-            wanted.extend([Signal::Resize, Signal::Stop]);
+            wanted.extend([Signal::Resize, Signal::Stop, Signal::Continue]);
         }
         let mut signals = signals::watch(&wanted);
         let connecting = Remote::connect(self.server);
@@ -97,8 +98,12 @@ impl Run {
         let remote = loop {
             tokio::select! {
                 remote = &mut connecting => break remote?,
-                Some(signal) = signals.recv() => if signal.name().is_some() {
-                    return Ok(signal.exit_code());
+                Some(signal) = signals.recv() => match signal {
+                    Signal::Resize | Signal::Continue => {}
+                    Signal::Stop => terminal::stop_for_a_while(),
+                    Signal::Interrupt | Signal::Terminate | Signal::HangUp => {
+                        return Ok(signal.exit_code());
+                    }
                 }
             }
         };
@@ -203,10 +208,12 @@ impl Command {
                 Some(signal) = signals.recv() => match signal {
                     Signal::Resize => resize(remote, process_id),
                     Signal::Stop => {
-                        if let Some(raw) = &raw {
-                            raw.stop_for_a_while();
-                            resize(remote, process_id);
-                        }
+                        terminal::stop_for_a_while();
+                        resize(remote, process_id);
+                    }
+                    Signal::Continue => {
+                        terminal::go_on();
+                        resize(remote, process_id);
                     }
                     Signal::Interrupt | Signal::Terminate | Signal::HangUp => {
                         if is_interrupted {

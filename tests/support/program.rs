@@ -11,7 +11,7 @@ use execmux::ProcessId;
 use pty_process::{OwnedReadPty, OwnedWritePty, Size};
 use rustix::{
     process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid},
-    termios::{LocalModes, Termios, tcgetattr},
+    termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr},
 };
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -148,6 +148,11 @@ impl Terminal {
         assert_eq!(now.input_modes, self.before.input_modes);
         assert_eq!(now.output_modes, self.before.output_modes);
         assert_eq!(now.local_modes, self.before.local_modes);
+    }
+
+    /// Sets it as it was, as a shell does.
+    pub fn set_restored(&self) {
+        tcsetattr(&self.pty, OptionalActions::Now, &self.before).unwrap();
     }
 
     pub fn is_raw(&self) -> bool {
