@@ -15,8 +15,13 @@ use execmux::{
     protocol::StartProcess,
     server::{Server, ServerConfig},
 };
+use peak_alloc::PeakAlloc;
 use serde_json::json;
 use support::{checked, random::Random, raw::Raw, recorder::Recorder, soon};
+
+/// Counts for the whole program: client, server and test.
+#[global_allocator]
+static ALLOCATOR: PeakAlloc = PeakAlloc;
 
 /// How long clients come and go.
 const SECONDS: &str = "EXECMUX_SOAK_SECONDS";
@@ -32,6 +37,7 @@ async fn nothing_is_left_of_many() {
     checked(clients_that_come_and_go()).await;
     until("no descriptor is left", || descriptors() <= before).await;
     until("no child is left", || children().is_empty()).await;
+    checked(rounds_that_cost_no_memory()).await;
 }
 
 async fn a_thousand_processes(count: usize) {
@@ -61,6 +67,71 @@ async fn a_thousand_processes(count: usize) {
     soon(server.stop()).await;
 }
 
+/// A server that has had the same load ten times more holds no more bytes than before.
+async fn rounds_that_cost_no_memory() {
+    const ROUNDS: usize = 10;
+    /// 64 bytes for each of the 1,000 processes: less than anything that could be kept of one, with its id. It has
+    /// been 0; a table or a queue may have another size by chance.
+    const GROWTH: usize = ROUNDS * PROCESSES * 64;
+    let mut config = ServerConfig::new();
+    config.session_window = Duration::from_millis(10);
+    config.forgotten_after = Duration::from_millis(10);
+    let server = soon(Server::start(config)).await.unwrap();
+    // Tables and pools of threads have their size then.
+    for _ in 0..3 {
+        a_round(&server).await;
+    }
+    let before = ALLOCATOR.current_usage();
+    for _ in 0..ROUNDS {
+        a_round(&server).await;
+    }
+    // What has ended on another thread is freed there, a moment later.
+    let mut now = 0;
+    let is_freed = || {
+        now = ALLOCATOR.current_usage();
+        now <= before + GROWTH
+    };
+    until("memory has not grown", is_freed).await;
+    println!("{before} bytes before, {now} after {ROUNDS} rounds");
+    soon(server.stop()).await;
+}
+
+/// How many run in a round.
+const PROCESSES: usize = 100;
+
+/// A client comes, processes write 64 KiB each, and all of it goes.
+async fn a_round(server: &Server) {
+    let mux = soon(Mux::connect(Config::new(server.url()))).await.unwrap();
+    let mut recordings = Vec::new();
+    for _ in 0..PROCESSES {
+        let (session, recording) = Recorder::start_session();
+        let process = StartProcess::new(
+            ProcessId::unique(),
+            ["head", "-c", "65536", "/dev/zero"],
+            "/",
+        )
+        .env("PATH", "/usr/bin:/bin");
+        soon(mux.start(process, session)).await.unwrap();
+        recordings.push(recording);
+    }
+    for recording in recordings {
+        let record = soon(recording.record()).await;
+        assert_eq!((record.stdout.len(), record.exit_code()), (65_536, 0));
+    }
+    soon(mux.shutdown()).await;
+    drop(mux);
+    nothing_counted(server).await;
+}
+
+/// The server does not tell when it has nothing any more.
+async fn nothing_counted(server: &Server) {
+    until("nothing is counted", || {
+        let now = server.statistics();
+        (now.connections, now.sessions, now.processes) == (0, 0, 0)
+    })
+    .await;
+}
+
 async fn clients_that_come_and_go() {
     let mut config = ServerConfig::new();
     config.session_window = Duration::from_millis(200);
@@ -77,11 +148,7 @@ async fn clients_that_come_and_go() {
     for client in clients {
         client.await.unwrap();
     }
-    until("nothing is counted", || {
-        let now = server.statistics();
-        (now.connections, now.sessions, now.processes) == (0, 0, 0)
-    })
-    .await;
+    nothing_counted(&server).await;
     until("no child is left", || children().is_empty()).await;
     soon(server.stop()).await;
 }
@@ -144,9 +211,10 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(
             Instant::now() < net,
-            "{what}: {} descriptors, children {:?}",
+            "{what}: {} descriptors, children {:?}, {} bytes",
             descriptors(),
-            children()
+            children(),
+            ALLOCATOR.current_usage()
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -4,157 +4,17 @@
 
 mod support;
 
-use std::{
-    fs,
-    os::fd::{AsFd as _, OwnedFd},
-    path::{Path, PathBuf},
-    process::{Output, Stdio},
-    time::Duration,
-};
+use std::{fs, path::Path, time::Duration};
 
-use execmux::ProcessId;
-use pty_process::{OwnedReadPty, OwnedWritePty, Size};
-use rustix::{
-    process::{Pid, Signal, kill_process},
-    termios::{Termios, tcgetattr},
-};
+use pty_process::Size;
+use rustix::process::Signal;
 use sha2::{Digest as _, Sha256};
-use support::{exec_server::ExecServer, jwt, soon};
-use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    process::{Child, Command},
+use support::{
+    exec_server::ExecServer,
+    jwt,
+    program::{Directory, Serving, Terminal, execmux, said, signal, stopped, with_input},
+    soon,
 };
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_execmux");
-
-fn execmux(arguments: &[&str]) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .env_remove("RUST_LOG")
-        .env_remove("EXECMUX_URL")
-        .env_remove("EXECMUX_TOKEN")
-        .kill_on_drop(true);
-    command
-}
-
-async fn with_input(arguments: &[&str], input: &[u8]) -> Output {
-    let mut child = execmux(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let (_, output) = tokio::join!(
-        async move {
-            // It may not read to the end.
-            let _written = stdin.write_all(input).await;
-        },
-        soon(child.wait_with_output())
-    );
-    output.unwrap()
-}
-
-fn said(output: &Output) -> (Option<i32>, String, String) {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (
-        output.status.code(),
-        text(&output.stdout),
-        text(&output.stderr),
-    )
-}
-
-/// A directory that goes with the test.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new() -> Self {
-        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
-            .join(format!("terminal-{}", ProcessId::unique()));
-        fs::create_dir_all(&path).unwrap();
-        Directory(path)
-    }
-
-    fn at(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _gone = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// The program in a terminal of its own.
-struct Terminal {
-    child: Child,
-    reader: OwnedReadPty,
-    writer: OwnedWritePty,
-    /// For a look at how the terminal is set.
-    pty: OwnedFd,
-    before: Termios,
-    seen: String,
-}
-
-impl Terminal {
-    fn start(arguments: &[&str], (rows, cols): (u16, u16)) -> Self {
-        let (pty, pts) = pty_process::open().unwrap();
-        pty.resize(Size::new(rows, cols)).unwrap();
-        let own = pty.as_fd().try_clone_to_owned().unwrap();
-        let before = tcgetattr(&own).unwrap();
-        let child = pty_process::Command::new(PROGRAM)
-            .args(arguments)
-            .env_remove("RUST_LOG")
-            .env_remove("EXECMUX_URL")
-            .env_remove("EXECMUX_TOKEN")
-            .kill_on_drop(true)
-            .spawn(pts)
-            .unwrap();
-        let (reader, writer) = pty.into_split();
-        Terminal {
-            child,
-            reader,
-            writer,
-            pty: own,
-            before,
-            seen: String::new(),
-        }
-    }
-
-    /// Reads until `text` has come.
-    async fn see(&mut self, text: &str) {
-        soon(async {
-            while !self.seen.contains(text) {
-                let mut buffer = [0; 4096];
-                match self.reader.read(&mut buffer).await {
-                    Ok(length @ 1..) => {
-                        self.seen += &String::from_utf8_lossy(&buffer[..length]);
-                    }
-                    _ => panic!("{text:?} is not in {:?}", self.seen),
-                }
-            }
-        })
-        .await;
-        self.seen.clear();
-    }
-
-    async fn press(&mut self, keys: &str) {
-        soon(self.writer.write_all(keys.as_bytes())).await.unwrap();
-    }
-
-    /// Waits for the end, and checks that the terminal is as it was.
-    async fn end(mut self) -> Option<i32> {
-        let status = soon(self.child.wait()).await.unwrap();
-        let after = tcgetattr(&self.pty).unwrap();
-        assert_eq!(after.input_modes, self.before.input_modes);
-        assert_eq!(after.output_modes, self.before.output_modes);
-        assert_eq!(after.local_modes, self.before.local_modes);
-        status.code()
-    }
-}
 
 #[actix::test]
 async fn a_command_runs_here_with_its_streams_its_directory_and_its_exit_code() {
@@ -234,61 +94,73 @@ async fn ctrl_c_reaches_the_command_with_and_without_a_terminal_of_its_own() {
 }
 
 #[actix::test]
+async fn ctrl_z_reaches_the_command_in_a_raw_terminal() {
+    let script = "trap 'echo stopped; exit 6' TSTP; echo up; while :; do sleep 0.05; done";
+    let mut terminal = Terminal::start(&["run", "--tty", "--", "sh", "-c", script], (24, 80));
+    terminal.see("up").await;
+    terminal.press("\x1a").await;
+    terminal.see("stopped").await;
+    assert_eq!(terminal.end().await, Some(6));
+}
+
+#[actix::test]
+async fn a_program_that_is_stopped_gives_the_terminal_back_and_takes_it_again() {
+    let script =
+        "trap 'stty size' WINCH; trap 'exit 8' TERM; echo up; while :; do sleep 0.05; done";
+    let mut terminal = Terminal::start(&["run", "--tty", "--", "sh", "-c", script], (24, 80));
+    terminal.see("up").await;
+    until_raw(&terminal).await;
+    for rows in [40, 41] {
+        signal(&terminal.child, Signal::TSTP);
+        stopped(&terminal.child).await;
+        terminal.check_restored();
+        terminal.writer.resize(Size::new(rows, 120)).unwrap();
+        signal(&terminal.child, Signal::CONT);
+        terminal.see(&format!("{rows} 120")).await;
+        until_raw(&terminal).await;
+    }
+    // Nobody can prepare for this one. What a shell sets then is not what the command is to find.
+    signal(&terminal.child, Signal::STOP);
+    stopped(&terminal.child).await;
+    terminal.set_restored();
+    assert!(!terminal.is_raw());
+    signal(&terminal.child, Signal::CONT);
+    until_raw(&terminal).await;
+    signal(&terminal.child, Signal::TERM);
+    assert_eq!(terminal.end().await, Some(8));
+}
+
+/// Nobody tells that a terminal has become raw.
+async fn until_raw(terminal: &Terminal) {
+    soon(async {
+        while !terminal.is_raw() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[actix::test]
+async fn a_program_that_is_still_connecting_can_be_stopped_too() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}", silent.local_addr().unwrap());
+    let arguments = ["run", "--url", &url, "--tty", "--", "true"];
+    let terminal = Terminal::start(&arguments, (24, 80));
+    let (_connection, _) = soon(silent.accept()).await.unwrap();
+    signal(&terminal.child, Signal::TSTP);
+    stopped(&terminal.child).await;
+    signal(&terminal.child, Signal::CONT);
+    signal(&terminal.child, Signal::INT);
+    assert_eq!(terminal.end().await, Some(130));
+}
+
+#[actix::test]
 async fn the_terminal_is_restored_when_the_program_is_terminated() {
     let script = "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done";
     let mut terminal = Terminal::start(&["run", "--tty", "--", "sh", "-c", script], (24, 80));
     terminal.see("up").await;
-    let id = i32::try_from(terminal.child.id().unwrap()).unwrap();
-    kill_process(Pid::from_raw(id).unwrap(), Signal::TERM).unwrap();
+    signal(&terminal.child, Signal::TERM);
     assert_eq!(terminal.end().await, Some(7));
-}
-
-#[actix::test]
-async fn each_runs_two_hundred_commands_and_lists_what_failed() {
-    let lines: String = (0..200)
-        .map(|n| format!("for i in 1 2 3; do echo {n} $i; done; test {n} != 77\n"))
-        .collect();
-    let output = with_input(&["each", "--jobs", "8"], lines.as_bytes()).await;
-    let (code, stdout, stderr) = said(&output);
-    assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.contains("199 succeeded, 1 failed"), "{stderr}");
-    assert!(stderr.contains("test 77 != 77"), "{stderr}");
-    let lines: Vec<_> = stdout.lines().collect();
-    assert_eq!(lines.len(), 600);
-    for whole in lines.chunks(3) {
-        let (n, _) = whole[0].split_once(' ').unwrap();
-        let expected = [1, 2, 3].map(|i| format!("{n} {i}"));
-        assert_eq!(whole, expected, "the output of each is whole");
-    }
-    let tagged = with_input(&["each", "--tag"], b"echo a\n").await;
-    assert!(said(&tagged).1.ends_with("a\n") && said(&tagged).1.len() > 2);
-    let json = with_input(&["each", "--json"], b"echo a; exit 2\n").await;
-    let line: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
-    assert_eq!(line["exit_code"], 2, "{line}");
-}
-
-/// `execmux serve`, and how to reach it.
-struct Serving {
-    url: String,
-    _child: Child,
-}
-
-impl Serving {
-    async fn start(options: &[&str]) -> Self {
-        let mut child = execmux(&[&["serve"], options].concat())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut url = String::new();
-        let stdout = child.stdout.take().unwrap();
-        soon(BufReader::new(stdout).read_line(&mut url))
-            .await
-            .unwrap();
-        Serving {
-            url: url.trim().to_owned(),
-            _child: child,
-        }
-    }
 }
 
 fn hash(path: impl AsRef<Path>) -> Vec<u8> {
@@ -446,8 +318,7 @@ async fn a_terminal_on_a_real_server_follows_the_size_of_ours() {
             terminal.writer.resize(Size::new(rows, 120)).unwrap();
         }
         terminal.see("39 120").await;
-        let id = i32::try_from(terminal.child.id().unwrap()).unwrap();
-        kill_process(Pid::from_raw(id).unwrap(), Signal::TERM).unwrap();
+        signal(&terminal.child, Signal::TERM);
         assert_eq!(terminal.end().await, Some(5));
     }
 }

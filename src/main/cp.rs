@@ -1,7 +1,13 @@
 //! `execmux cp`: copies files and folders to the server, or from it.
 
+#[path = "cp/local.rs"]
+mod local;
+#[path = "cp/permissions.rs"]
+mod permissions;
 #[path = "cp/place.rs"]
 mod place;
+#[path = "cp/shell.rs"]
+mod shell;
 #[path = "cp/transfer.rs"]
 mod transfer;
 #[path = "cp/tree.rs"]
@@ -42,11 +48,12 @@ One of SRC and DST is remote:PATH; a relative PATH is below the server's directo
 them. As with cp, what is copied goes into DST if that is a folder, and becomes DST otherwise.
 
 A file is written beside its place under another name, .execmux-….part, and put in place when its size is right, so that
-nothing half-written is ever found there. On the server that takes its sh, mv and chmod; without them, the server copies
-the file into place, and removes it if that fails. Ctrl-C removes what is not finished.
+nothing half-written is ever found there; a link that is there is replaced. On the server that takes its sh, mv and chmod;
+without them, the server copies the file into place, and removes it if that fails. Ctrl-C removes what is not finished.
 
 Links to files are copied as the files; links to folders below SRC, and what is neither file nor folder, are left out, and
-said. Permissions are kept towards the server if it has sh, and not from it. Owners and times are not kept.
+said. Towards the server permissions are kept, from it whether a file is executable; both only if the server has sh, as the
+protocol has no permissions. Owners and times are not kept.
 
 Exit code: 0; 1 if something was left out; 125 if something went wrong; 130 after Ctrl-C.
 

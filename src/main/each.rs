@@ -8,6 +8,7 @@ mod job;
 mod report;
 
 use std::{
+    collections::VecDeque,
     io::{self, IsTerminal as _},
     num::NonZeroUsize,
     rc::Rc,
@@ -19,7 +20,7 @@ use clap::Args;
 use tokio::{sync::mpsc, task::JoinSet};
 
 use self::{
-    input::Template,
+    input::{Lines, READ_AHEAD, Template},
     job::{End, Finished, Job},
     report::{Format, Reporter},
 };
@@ -37,8 +38,8 @@ const MANY: u8 = 101;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Without a command behind --, each line is one, run by sh -c. With one, it is run (without a shell) for each line, which
-takes the place of {}, or is its last argument if there is no {}. Empty lines are left out. All lines are read before the
-first is run, and the commands have no stdin.
+takes the place of {}, or is its last argument if there is no {}. Empty lines are left out. Commands are run as lines come,
+and have no stdin.
 
 The output of a command is printed when it has ended, whole: its stdout on stdout, its stderr on stderr.
 
@@ -47,6 +48,7 @@ what runs; 255 for everything that goes wrong on this side, and if the connectio
 
 Examples:
   execmux each --url ws://127.0.0.1:8080 --jobs 8 commands.txt
+  tail -f queue | execmux each --url ws://127.0.0.1:8080
   ls *.c | execmux each --url ws://127.0.0.1:8080 --cwd /srv/project -- cc -c {}
   execmux each --url ws://127.0.0.1:8080 --json commands.txt | jq 'select(.exit_code != 0)'")]
 pub(crate) struct Each {
@@ -89,10 +91,8 @@ impl Each {
 
     async fn run(self) -> Result<u8, String> {
         let mut signals = signals::watch(&[Signal::Interrupt, Signal::Terminate, Signal::HangUp]);
-        let file = self.file.clone();
-        let reading = tokio::task::spawn_blocking(move || input::read(&file));
         let lines = tokio::select! {
-            lines = reading => lines.map_err(|error| error.to_string())??,
+            lines = Lines::open(self.file) => lines?,
             Some(signal) = signals.recv() => return Ok(signal.exit_code()),
         };
         let remote = tokio::select! {
@@ -111,9 +111,50 @@ impl Each {
             template: Template::new(self.template),
             at_once: self.jobs.map_or(cpus, NonZeroUsize::get),
             stops_at_failure: self.halt,
-            reporter: Reporter::new(format, lines.len(), io::stderr().is_terminal()),
+            reporter: Reporter::new(format, io::stderr().is_terminal()),
         };
         batch.run(lines, signals).await
+    }
+}
+
+/// The lines that have come.
+#[derive(Default)]
+struct Input {
+    waiting: VecDeque<String>,
+    found: usize,
+    started: usize,
+    /// No more come.
+    is_over: bool,
+    /// Why not, if it is not the end of them. What has come is run all the same.
+    problem: Option<String>,
+}
+
+impl Input {
+    fn has_room(&self) -> bool {
+        !self.is_over && self.waiting.len() < READ_AHEAD
+    }
+
+    fn take(&mut self, line: Option<Result<String, String>>) {
+        match line {
+            Some(Ok(line)) => {
+                self.found += 1;
+                self.waiting.push_back(line);
+            }
+            Some(Err(problem)) => {
+                self.is_over = true;
+                self.problem = Some(problem);
+            }
+            None => self.is_over = true,
+        }
+    }
+
+    fn next(&mut self) -> Option<Job> {
+        let line = self.waiting.pop_front()?;
+        self.started += 1;
+        Some(Job {
+            number: self.started,
+            line,
+        })
     }
 }
 
@@ -130,44 +171,45 @@ struct Batch {
 impl Batch {
     async fn run(
         mut self,
-        lines: Vec<String>,
+        mut lines: Lines,
         mut signals: mpsc::UnboundedReceiver<Signal>,
     ) -> Result<u8, String> {
         let begun = Instant::now();
-        let mut waiting = lines.into_iter().enumerate();
+        let mut input = Input::default();
         let mut running = JoinSet::new();
         let mut has_to_stop = false;
         let halt = loop {
             while running.len() < self.at_once && !has_to_stop {
-                let Some((index, line)) = waiting.next() else {
+                let Some(job) = input.next() else {
                     break;
                 };
-                self.start(
-                    &mut running,
-                    Job {
-                        number: index + 1,
-                        line,
-                    },
-                );
+                self.start(&mut running, job);
             }
-            let finished = tokio::select! {
-                finished = running.join_next() => finished,
+            if running.is_empty() && (has_to_stop || input.is_over) {
+                break input.problem.take().map(Halt::Problem);
+            }
+            tokio::select! {
+                line = lines.next(), if !has_to_stop && input.has_room() => {
+                    input.take(line);
+                    self.reporter.found(input.found, input.is_over);
+                }
+                Some(finished) = running.join_next() => match self.take(finished) {
+                    Ok(succeeded) => has_to_stop |= self.stops_at_failure && !succeeded,
+                    Err(halt) => break Some(halt),
+                },
                 Some(signal) = signals.recv() => break Some(Halt::Signal(signal)),
-            };
-            let Some(finished) = finished else {
-                break None;
-            };
-            match self.take(finished) {
-                Ok(succeeded) => has_to_stop |= self.stops_at_failure && !succeeded,
-                Err(halt) => break Some(halt),
             }
         };
         // What runs is not wanted any more; without this it would be terminated by and by.
         let still_running = running.len();
         running.abort_all();
         self.remote.leave().await;
-        self.reporter
-            .summarize(begun.elapsed(), still_running, waiting.len());
+        self.reporter.summarize(
+            begun.elapsed(),
+            still_running,
+            input.waiting.len(),
+            input.is_over,
+        );
         match halt {
             None => Ok(match self.reporter.failures() {
                 failures @ 0..=100 => u8::try_from(failures).unwrap_or(MANY),

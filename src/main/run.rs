@@ -30,7 +30,9 @@ Exit code: that of the command, 128 + n if signal n has ended it; 125 if somethi
 connection is lost for good; 127 if there is no such command, on a server that needs a shell to start it.
 Ctrl-C interrupts the command; a second one leaves. SIGTERM and SIGHUP are passed on. Where the server cannot send
 signals or resize terminals, short processes beside the command do, and a shell starts it so that they find it; where
-there is no POSIX shell, a signal terminates it. With --tty in a terminal every key goes to the command.
+there is no POSIX shell, a signal terminates it.
+With --tty in a terminal every key goes to the command, Ctrl-Z too; a SIGTSTP from elsewhere stops this program, with the
+terminal as it was until it is continued.
 
 Without --url it runs on this machine, on a server in this program: in this directory, with this environment.
 
@@ -90,7 +92,7 @@ impl Run {
         // is read, and the command waits as it would in a pipeline. Signals are handled on this one.
         let mut wanted = vec![Signal::Interrupt, Signal::Terminate, Signal::HangUp];
         if self.is_raw() {
-            wanted.extend([Signal::Resize, Signal::Stop]);
+            wanted.extend([Signal::Resize, Signal::Stop, Signal::Continue]);
         }
         let mut signals = signals::watch(&wanted);
         let connecting = Remote::connect(self.server);
@@ -98,8 +100,12 @@ impl Run {
         let remote = loop {
             tokio::select! {
                 remote = &mut connecting => break remote?,
-                Some(signal) = signals.recv() => if signal.name().is_some() {
-                    return Ok(signal.exit_code());
+                Some(signal) = signals.recv() => match signal {
+                    Signal::Resize | Signal::Continue => {}
+                    Signal::Stop => terminal::stop_for_a_while(),
+                    Signal::Interrupt | Signal::Terminate | Signal::HangUp => {
+                        return Ok(signal.exit_code());
+                    }
                 }
             }
         };
@@ -218,10 +224,12 @@ impl Command {
                 Some(signal) = signals.recv() => match signal {
                     Signal::Resize => resized.notify_one(),
                     Signal::Stop => {
-                        if let Some(raw) = &raw {
-                            raw.stop_for_a_while();
-                            resized.notify_one();
-                        }
+                        terminal::stop_for_a_while();
+                        resized.notify_one();
+                    }
+                    Signal::Continue => {
+                        terminal::go_on();
+                        resized.notify_one();
                     }
                     Signal::Interrupt | Signal::Terminate | Signal::HangUp => {
                         if is_interrupted {

@@ -17,6 +17,8 @@ pub(crate) enum Signal {
     Resize,
     /// This program is to stop for a while, which a raw terminal would not survive.
     Stop,
+    /// It goes on.
+    Continue,
 }
 
 impl Signal {
@@ -27,6 +29,7 @@ impl Signal {
             Signal::HangUp => SignalKind::hangup(),
             Signal::Resize => SignalKind::window_change(),
             Signal::Stop => SignalKind::from_raw(rustix::process::Signal::TSTP.as_raw()),
+            Signal::Continue => SignalKind::from_raw(rustix::process::Signal::CONT.as_raw()),
         }
     }
 
@@ -40,7 +43,7 @@ impl Signal {
             Signal::Interrupt => Some(protocol::Signal::Interrupt),
             Signal::Terminate => Some(protocol::Signal::Terminate),
             Signal::HangUp => Some(protocol::Signal::Hangup),
-            Signal::Resize | Signal::Stop => None,
+            Signal::Resize | Signal::Stop | Signal::Continue => None,
         }
     }
 

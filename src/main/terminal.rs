@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal as _},
+    os::fd::{AsFd, OwnedFd},
     panic,
     sync::{Mutex, Once, PoisonError},
 };
@@ -13,8 +14,8 @@ use rustix::{
     termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr},
 };
 
-/// How the terminal was before it was made raw. Global, because also a panic on any thread restores it.
-static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+/// The terminal, while it is raw, and how it was before. Global, because also a panic on any thread restores it.
+static BEFORE: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
 
 /// A terminal that is raw until this is dropped.
 #[derive(Debug)]
@@ -27,19 +28,13 @@ impl Raw {
         if !io::stdin().is_terminal() {
             return Ok(None);
         }
-        restore_on_panic();
-        make_raw()?;
-        Ok(Some(Raw(())))
+        Raw::on(io::stdin().as_fd().try_clone_to_owned()?).map(Some)
     }
 
-    /// Stops this program as Ctrl-Z does, with the terminal restored meanwhile.
-    pub(crate) fn stop_for_a_while(&self) {
-        restore();
-        // SIGSTOP cannot be handled, so that this returns when the program is continued.
-        let continued = kill_process(getpid(), Signal::STOP).map_err(io::Error::from);
-        if let Err(error) = continued.and_then(|()| make_raw()) {
-            warn!("cannot go back to the command's terminal: {error}");
-        }
+    fn on(terminal: OwnedFd) -> io::Result<Self> {
+        restore_on_panic();
+        make_raw(terminal)?;
+        Ok(Raw(()))
     }
 }
 
@@ -49,25 +44,52 @@ impl Drop for Raw {
     }
 }
 
-fn make_raw() -> io::Result<()> {
-    let stdin = io::stdin();
-    let before = tcgetattr(&stdin)?;
-    let mut raw = before.clone();
-    raw.make_raw();
+/// Stops this program as Ctrl-Z does, with the terminal restored meanwhile.
+pub(crate) fn stop_for_a_while() {
+    let was_raw = restore();
+    // SIGSTOP cannot be handled, so that this returns when the program is continued.
+    let continued = kill_process(getpid(), Signal::STOP).map_err(io::Error::from);
+    let Some(terminal) = was_raw else {
+        return;
+    };
+    if let Err(error) = continued.and_then(|()| make_raw(terminal)) {
+        warn!("cannot go back to the command's terminal: {error}");
+    }
+}
+
+/// Makes the terminal raw as it was: a SIGSTOP comes unannounced, and a shell sets its own modes then.
+pub(crate) fn go_on() {
+    let saved = BEFORE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((terminal, before)) = &*saved
+        && let Err(error) = set_raw(terminal, before)
+    {
+        warn!("cannot go back to the command's terminal: {error}");
+    }
+}
+
+fn make_raw(terminal: OwnedFd) -> io::Result<()> {
+    let before = tcgetattr(&terminal)?;
     let mut saved = BEFORE.lock().unwrap_or_else(PoisonError::into_inner);
-    tcsetattr(&stdin, OptionalActions::Drain, &raw)?;
-    *saved = Some(before);
+    set_raw(&terminal, &before)?;
+    *saved = Some((terminal, before));
     Ok(())
 }
 
-fn restore() {
-    let before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(before) = before
-        // A terminal that is gone needs no restoring.
-        && let Err(error) = tcsetattr(io::stdin(), OptionalActions::Flush, &before)
-    {
+fn set_raw(terminal: &OwnedFd, before: &Termios) -> io::Result<()> {
+    let mut raw = before.clone();
+    raw.make_raw();
+    Ok(tcsetattr(terminal, OptionalActions::Drain, &raw)?)
+}
+
+/// Returns the terminal, if it was raw.
+fn restore() -> Option<OwnedFd> {
+    let saved = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let (terminal, before) = saved?;
+    // A terminal that is gone needs no restoring.
+    if let Err(error) = tcsetattr(&terminal, OptionalActions::Flush, &before) {
         warn!("cannot restore the terminal: {error}");
     }
+    Some(terminal)
 }
 
 /// Restores the terminal before a panic is reported, whose text would be a staircase otherwise.
@@ -89,4 +111,42 @@ pub(crate) fn size() -> Option<TerminalSize> {
         .ok()?;
     let size = TerminalSize::new(size.ws_row, size.ws_col);
     (size.rows > 0 && size.cols > 0).then_some(size)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use rustix::termios::LocalModes;
+
+    use super::*;
+
+    fn is_raw(terminal: &OwnedFd) -> bool {
+        let now = tcgetattr(terminal).unwrap();
+        !now.local_modes.contains(LocalModes::ICANON)
+    }
+
+    /// One test, as there is one terminal.
+    #[test]
+    fn a_terminal_is_restored_by_its_guard_and_by_a_panic_on_any_thread() {
+        let (pty, _pts) = pty_process::blocking::open().unwrap();
+        let terminal = pty.as_fd().try_clone_to_owned().unwrap();
+        let before = tcgetattr(&terminal).unwrap();
+        let enter = || Raw::on(terminal.try_clone().unwrap()).unwrap();
+
+        let raw = enter();
+        assert!(is_raw(&terminal));
+        drop(raw);
+        let now = tcgetattr(&terminal).unwrap();
+        assert_eq!(now.local_modes, before.local_modes);
+        assert_eq!(now.input_modes, before.input_modes);
+        assert_eq!(now.output_modes, before.output_modes);
+
+        let _raw = enter();
+        assert!(is_raw(&terminal));
+        assert!(thread::spawn(|| panic!("as planned")).join().is_err());
+        assert!(!is_raw(&terminal), "while the guard still lives");
+        go_on();
+        assert!(!is_raw(&terminal), "it stays as the panic left it");
+    }
 }

@@ -10,29 +10,32 @@
 mod environment;
 mod group;
 mod log;
+mod output;
+mod requests;
 mod spawn;
 mod stdin;
+mod streams;
 
-use std::{cell::RefCell, io, rc::Rc, time::Duration};
+use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use actix::{
     Actor, ActorContext as _, Addr, AsyncContext as _, Context, Handler, Message, ResponseFuture,
     WeakAddr,
 };
-use bytes::Bytes;
 use rustix::process::Signal;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    sync::{Notify, mpsc, oneshot},
-    time::{Instant, timeout_at},
-};
+use tokio::sync::{Notify, mpsc, oneshot};
 
-pub(super) use self::spawn::{Size, Start};
 use self::{
     group::Group,
-    log::{Log, Source},
+    log::Log,
+    output::Shared,
+    requests::Reply,
     spawn::{Spawned, Terminal},
     stdin::{Input, Stdin, Write},
+};
+pub(super) use self::{
+    requests::{Act, Action, status_json},
+    spawn::{Size, Start},
 };
 use super::{
     envelope::RpcError,
@@ -41,34 +44,7 @@ use super::{
     registry::Counted,
     session::{Forgotten, Session},
 };
-use crate::{
-    protocol::base64,
-    task::{self, Task},
-};
-
-/// A request about one process.
-#[derive(Debug)]
-pub(super) enum Action {
-    Read {
-        after_seq: u64,
-        max_bytes: Option<u64>,
-        wait: Duration,
-    },
-    Write {
-        id: String,
-        chunk: Bytes,
-    },
-    CloseStdin,
-    Resize(Size),
-    Signal(Signal),
-    Terminate,
-}
-
-pub(super) struct Act(pub(super) Action);
-
-impl Message for Act {
-    type Result = Result<String, RpcError>;
-}
+use crate::task::{self, Task};
 
 /// The client has consumed all output up to this `seq`, or does not tell any more.
 pub(super) struct Consumed(pub(super) Option<u64>);
@@ -103,23 +79,8 @@ impl Message for Exited {
     type Result = ();
 }
 
-/// Largest piece of output.
-const CHUNK: usize = 8192;
 /// How often it is looked whether anybody of a group is left.
 const GROUP_CHECK: Duration = Duration::from_secs(1);
-
-/// What the tasks that read the process share with its actor.
-struct Shared {
-    id: String,
-    /// As it is written in notifications.
-    json_id: String,
-    log: RefCell<Log>,
-    /// Something came, for those who wait to read it.
-    changed: Notify,
-    /// The client lets more come.
-    room: Notify,
-    attachment: Rc<Attachment>,
-}
 
 /// The actor of one process.
 pub(super) struct Process {
@@ -137,33 +98,6 @@ pub(super) struct Process {
     is_forgotten: bool,
     killed: Vec<oneshot::Sender<()>>,
     _counted: Counted,
-}
-
-/// Who waits for the answer to a write, and what it is.
-struct Reply {
-    sender: oneshot::Sender<Result<String, RpcError>>,
-    status: &'static str,
-}
-
-impl Reply {
-    fn new(status: &'static str) -> (Self, oneshot::Receiver<Result<String, RpcError>>) {
-        let (sender, receiver) = oneshot::channel();
-        (Reply { sender, status }, receiver)
-    }
-
-    fn send(self, status: &str) {
-        // The client may have gone.
-        let _gone = self.sender.send(Ok(status_json(status)));
-    }
-
-    fn accepted(self) {
-        let status = self.status;
-        self.send(status);
-    }
-}
-
-pub(super) fn status_json(status: &str) -> String {
-    format!(r#"{{"status":"{status}"}}"#)
 }
 
 /// What a process needs to know of its session.
@@ -212,12 +146,14 @@ impl Process {
             let streams = outputs.len();
             let reading = outputs
                 .into_iter()
-                .map(|(source, pipe)| Task::spawn(read(shared.clone(), source, pipe, weak.clone())))
+                .map(|(source, pipe)| {
+                    Task::spawn(streams::read(shared.clone(), source, pipe, weak.clone()))
+                })
                 .collect();
             let is_open = stdin.is_some();
             let input = stdin.map(|pipe| {
                 let (sender, inputs) = mpsc::unbounded_channel();
-                task::spawn(write(pipe, inputs, weak.clone()));
+                task::spawn(streams::write(pipe, inputs, weak.clone()));
                 sender
             });
             // It holds the actor: until the process is reaped, somebody has to wait for it.
@@ -338,190 +274,8 @@ impl Process {
     }
 }
 
-/// Reads a stream to its end, as fast as the client lets it.
-async fn read<R: AsyncRead + Unpin>(
-    shared: Rc<Shared>,
-    source: Source,
-    mut pipe: R,
-    process: WeakAddr<Process>,
-) {
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        shared.may_read().await;
-        // An error is an end like another: a terminal has no other.
-        let Ok(length @ 1..) = pipe.read(&mut buffer).await else {
-            break;
-        };
-        shared.output(source, &buffer[..length]);
-    }
-    if let Some(process) = process.upgrade() {
-        process.do_send(StreamEnded);
-    }
-}
-
-/// Writes what comes to the stdin of the process, until the end of it or of the process.
-async fn write<W: AsyncWrite + Unpin>(
-    mut pipe: W,
-    mut inputs: mpsc::UnboundedReceiver<Input>,
-    process: WeakAddr<Process>,
-) {
-    while let Some(Input::Chunk(chunk)) = inputs.recv().await {
-        let written: io::Result<()> = async {
-            pipe.write_all(&chunk).await?;
-            pipe.flush().await
-        }
-        .await;
-        let Some(process) = process.upgrade() else {
-            return;
-        };
-        process.do_send(Written);
-        if written.is_err() {
-            // Nobody reads it any more. What is queued goes unread too.
-            while inputs.recv().await.is_some() {
-                process.do_send(Written);
-            }
-            return;
-        }
-    }
-}
-
-impl Shared {
-    async fn may_read(&self) {
-        loop {
-            let room = self.room.notified();
-            if self.log.borrow().has_room() {
-                break;
-            }
-            room.await;
-        }
-        self.attachment.has_room().await;
-    }
-
-    fn output(&self, source: Source, bytes: &[u8]) {
-        let seq = self
-            .log
-            .borrow_mut()
-            .output(source, Bytes::copy_from_slice(bytes));
-        self.changed.notify_waiters();
-        self.attachment.notify(|| {
-            let (id, name) = (&self.json_id, source.name());
-            let mut json = Vec::with_capacity(bytes.len() / 3 * 4 + id.len() + 160);
-            json.extend_from_slice(
-                format!(
-                    r#"{{"method":"process/output","params":{{"processId":{id},"seq":{seq},"stream":"{name}","chunk":"#
-                )
-                .as_bytes(),
-            );
-            base64::append_json(bytes, &mut json);
-            json.extend_from_slice(b"}}");
-            String::from_utf8(json).expect("the id is UTF-8, and base64 ASCII")
-        });
-    }
-
-    /// Answers a read when there is something to tell, or its time is up.
-    async fn answer(
-        self: Rc<Self>,
-        after_seq: u64,
-        max_bytes: Option<u64>,
-        until: Option<Instant>,
-    ) -> String {
-        loop {
-            let changed = self.changed.notified();
-            if self.log.borrow().is_news(after_seq) {
-                break;
-            }
-            match until {
-                Some(until) if timeout_at(until, changed).await.is_ok() => {}
-                _ => break,
-            }
-        }
-        self.log.borrow().read(after_seq, max_bytes)
-    }
-}
-
 impl Actor for Process {
     type Context = Context<Self>;
-}
-
-impl Handler<Act> for Process {
-    type Result = ResponseFuture<Result<String, RpcError>>;
-
-    fn handle(&mut self, Act(action): Act, _: &mut Self::Context) -> Self::Result {
-        let now = |result| -> Self::Result { Box::pin(async move { result }) };
-        let done = || Ok("{}".to_owned());
-        let is_running = !self.shared.log.borrow().has_exited();
-        match action {
-            Action::Read {
-                after_seq,
-                max_bytes,
-                wait,
-            } => {
-                let until = (!wait.is_zero())
-                    .then(|| Instant::now().checked_add(wait))
-                    .flatten();
-                let answer = self.shared.clone().answer(after_seq, max_bytes, until);
-                Box::pin(async move { Ok(answer.await) })
-            }
-            Action::Write { id, chunk } => {
-                let (reply, answer) = Reply::new("accepted");
-                let written = self.stdin.write(id, chunk, reply);
-                self.send(written);
-                later(answer)
-            }
-            Action::CloseStdin if self.terminal.is_some() => now(Err(RpcError::invalid_request(
-                format!("process {} has a terminal: write \\x04", self.shared.id),
-            ))),
-            Action::CloseStdin => {
-                let (reply, answer) = Reply::new("closed");
-                let was_piped = self.input.is_some();
-                match self.stdin.is_open() {
-                    true => {
-                        let closed = self.stdin.close(reply);
-                        self.send(closed);
-                    }
-                    false if was_piped => reply.accepted(),
-                    false => reply.send("stdinClosed"),
-                }
-                later(answer)
-            }
-            Action::Resize(size) => match &self.terminal {
-                Some(terminal) => now(terminal
-                    .resize(size)
-                    .map(|()| "{}".to_owned())
-                    .map_err(|error| RpcError::internal(error.to_string()))),
-                None if !is_running => now(done()),
-                None => now(Err(RpcError::invalid_request(format!(
-                    "process {} has no terminal",
-                    self.shared.id
-                )))),
-            },
-            Action::Signal(signal) => {
-                if is_running {
-                    self.group.signal(signal);
-                }
-                now(done())
-            }
-            Action::Terminate => {
-                if is_running {
-                    self.is_terminated = true;
-                    self.group.signal(Signal::KILL);
-                }
-                now(Ok(format!(r#"{{"running":{is_running}}}"#)))
-            }
-        }
-    }
-}
-
-/// The answer to a write, as soon as it has its place.
-fn later(
-    answer: oneshot::Receiver<Result<String, RpcError>>,
-) -> ResponseFuture<Result<String, RpcError>> {
-    Box::pin(async move {
-        answer
-            .await
-            // The process is gone, with its queue.
-            .unwrap_or_else(|_| Ok(status_json("unknownProcess")))
-    })
 }
 
 impl Handler<Consumed> for Process {

@@ -1,6 +1,7 @@
 //! What the tests share. Each test file uses a part of it.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
+pub mod between;
 pub mod exec_server;
 pub mod faulty_client;
 pub mod faulty_server;
@@ -9,6 +10,8 @@ pub mod history;
 pub mod jwt;
 pub mod listener;
 pub mod peer;
+#[cfg(all(feature = "cli", unix))]
+pub mod program;
 pub mod proxy;
 pub mod random;
 pub mod raw;

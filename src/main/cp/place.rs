@@ -2,16 +2,29 @@
 
 use std::path::Path;
 
-use execmux::{
-    Session, SessionEvent, StartProcess,
-    protocol::{EnvironmentPolicy, InheritEnvironment, RemovePath},
-};
+use execmux::protocol::RemovePath;
 use log::debug;
 
-use crate::connect::{DEFAULT_PATH, Remote};
+use super::{
+    shell::{self, Failure},
+    transfer::Problem,
+};
+use crate::connect::Remote;
 
-/// Takes the permissions, if there are any, the temporary, and the place.
-const SCRIPT: &str = r#"if [ -n "$1" ]; then chmod -- "$1" "$2" || exit; fi; mv -f -- "$2" "$3""#;
+/// Takes the permissions, if there are any, the temporary, and the place. To a folder, mv would move it into that.
+const SCRIPT: &str = r#"if [ -e "$3" ] && [ ! -f "$3" ]; then exit 3; fi
+if [ -n "$1" ]; then chmod -- "$1" "$2" || exit; fi
+mv -f -- "$2" "$3""#;
+/// Exit code of the script where something else than a file is.
+const TAKEN: i32 = 3;
+
+/// What has become of the temporary.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Placed {
+    Renamed,
+    /// It is still there.
+    Copied,
+}
 
 /// The protocol cannot rename. A command can, where the server has it; else the server copies the file.
 pub(super) async fn put(
@@ -19,23 +32,45 @@ pub(super) async fn put(
     temporary: &Path,
     destination: &Path,
     mode: Option<u32>,
-) -> Result<(), String> {
+) -> Result<Placed, Problem> {
     match rename(remote, temporary, destination, mode).await {
-        Ok(()) => return Ok(()),
-        Err(problem) => debug!("a file is copied into place, as it cannot be renamed: {problem}"),
+        Ok(()) => return Ok(Placed::Renamed),
+        Err(Failure {
+            exit_code: Some(TAKEN),
+            ..
+        }) => return Err(taken(destination)),
+        Err(failure) => debug!(
+            "a file is copied into place, as it cannot be renamed: {}",
+            failure.problem
+        ),
     }
-    let copied = remote.mux.copy(temporary, destination).await;
-    if let Err(error) = copied {
-        let remove = RemovePath::new(destination).recursive(false).force(true);
-        let removed = remote.mux.call(remove).await;
-        let left = removed.err().map_or_else(String::new, |error| {
-            format!("; what is at its place may be half-written: {error}")
-        });
-        return Err(format!("cannot put it in place: {error}{left}"));
+    let before = remote.mux.metadata(destination).await.ok();
+    if before.as_ref().is_some_and(|it| !it.is_file) {
+        return Err(taken(destination));
     }
-    let remove = RemovePath::new(temporary).recursive(false).force(true);
-    let removed = remote.mux.call(remove).await;
-    removed.map(|_| ()).map_err(|error| error.to_string())
+    let Err(error) = remote.mux.copy(temporary, destination).await else {
+        return Ok(Placed::Copied);
+    };
+    let error = Problem::from(error);
+    // What was there before stays, if the server has not begun to replace it.
+    let is_whole = match remote.mux.metadata(destination).await {
+        Ok(now) => before.as_ref() == Some(&now),
+        Err(_) => before.is_none(),
+    };
+    if is_whole {
+        return Err(error.within("cannot put it in place"));
+    }
+    let remove = RemovePath::new(destination).recursive(false).force(true);
+    Err(match remote.mux.call(remove).await {
+        Ok(_) => error.within("cannot put it in place"),
+        Err(left) => error.within(&format!(
+            "what is at its place may be half-written ({left}), as it cannot be put there"
+        )),
+    })
+}
+
+fn taken(destination: &Path) -> Problem {
+    Problem::Other(format!("remote:{} is no file", destination.display()))
 }
 
 async fn rename(
@@ -43,37 +78,15 @@ async fn rename(
     temporary: &Path,
     destination: &Path,
     mode: Option<u32>,
-) -> Result<(), String> {
-    let text = |path: &Path| {
-        path.to_str()
-            .map(str::to_owned)
-            .ok_or("a path is not UTF-8")
-    };
+) -> Result<(), Failure> {
     let mode = mode.map_or_else(String::new, |mode| format!("{mode:o}"));
-    let argv = [
-        "sh".to_owned(),
-        "-c".to_owned(),
-        SCRIPT.to_owned(),
-        "sh".to_owned(),
+    let arguments = [
         mode,
-        text(temporary)?,
-        text(destination)?,
+        shell::argument(temporary)?,
+        shell::argument(destination)?,
     ];
-    let process = StartProcess::new(execmux::ProcessId::unique(), argv, "/")
-        .env_policy(EnvironmentPolicy::new(InheritEnvironment::Core))
-        .env("PATH", DEFAULT_PATH);
-    let (session, mut events) = Session::stream();
-    let started = remote.mux.start(process, session).await;
-    started.map_err(|error| error.to_string())?;
-    let mut said = Vec::new();
-    while let Some(event) = events.recv().await {
-        match event {
-            SessionEvent::Output(output) => said.extend_from_slice(&output.chunk),
-            SessionEvent::Closed(closed) if closed.exit_code == Some(0) => return Ok(()),
-            SessionEvent::Closed(_) => return Err(String::from_utf8_lossy(&said).into_owned()),
-            SessionEvent::Failed(failed) => return Err(failed.reason.to_string()),
-            _ => {}
-        }
-    }
-    Err("the session of mv ended".to_owned())
+    // A server may let commands start only where it lets files be.
+    let folder = temporary.parent().unwrap_or(Path::new("/"));
+    shell::run(remote, folder, SCRIPT, arguments).await?;
+    Ok(())
 }

@@ -5,13 +5,12 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{self, Read as _},
-    os::unix::fs::{FileExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
-use bytes::Bytes;
 use execmux::{
     Call, CallError, Method, ProcessId,
     protocol::{
@@ -20,15 +19,18 @@ use execmux::{
     },
 };
 use indicatif::ProgressBar;
-use log::debug;
-use tempfile::NamedTempFile;
+use log::{debug, warn};
 use tokio::task::JoinSet;
 
-use super::{place, tree::File};
+use super::{
+    local::{self, Temporary},
+    place::{self, Placed},
+    tree::File,
+};
 use crate::connect::Remote;
 
 /// The most that servers take or give at once.
-const BLOCK: u64 = 1 << 20;
+const BLOCK: usize = 1 << 20;
 /// How many blocks of a file are under way.
 const BLOCKS_AT_ONCE: usize = 4;
 /// How often a file is begun, if the connection is lost meanwhile: its handles go with it.
@@ -51,10 +53,20 @@ pub(super) struct Transfer {
 }
 
 /// Why a file is not copied.
-enum Problem {
+pub(super) enum Problem {
     /// The connection was lost; it may go better when it is there again.
     Interrupted(String),
     Other(String),
+}
+
+impl Problem {
+    /// Says what was being done.
+    pub(super) fn within(self, what: &str) -> Self {
+        match self {
+            Problem::Interrupted(problem) => Problem::Interrupted(format!("{what}: {problem}")),
+            Problem::Other(problem) => Problem::Other(format!("{what}: {problem}")),
+        }
+    }
 }
 
 impl From<CallError> for Problem {
@@ -94,7 +106,11 @@ impl Transfer {
                 let created = self.remote.mux.call(create).await;
                 created.map(|_| ()).map_err(|error| error.to_string())
             }
-            Way::Down => fs::create_dir_all(path).map_err(|error| error.to_string()),
+            Way::Down => {
+                let path = path.to_owned();
+                let created = local::blocking(move || fs::create_dir_all(path)).await;
+                created.map_err(|error| error.to_string())
+            }
         };
         created.map_err(|problem| format!("cannot create {}: {problem}", path.display()))
     }
@@ -135,35 +151,50 @@ impl Transfer {
         let temporary = folder.join(format!(".execmux-{}.part", ProcessId::unique()));
         self.temporaries.borrow_mut().insert(temporary.clone());
         let copied = self.up_to(file, &temporary, done).await;
-        if copied.is_err() {
+        if !matches!(copied, Ok(Placed::Renamed)) {
             self.remove(&temporary).await;
         }
         self.temporaries.borrow_mut().remove(&temporary);
-        copied
+        copied.map(|_| ())
     }
 
-    async fn up_to(&self, file: &File, temporary: &Path, done: &mut u64) -> Result<(), Problem> {
-        let source = fs::File::open(&file.source)?;
+    async fn up_to(
+        &self,
+        file: &File,
+        temporary: &Path,
+        done: &mut u64,
+    ) -> Result<Placed, Problem> {
+        let source = local::open(file.source.clone()).await?;
         let written = if self.remote.capabilities.file_writes {
             self.write_blocks(&source, temporary, done).await?
         } else {
-            let mut content = Vec::new();
-            (&source).read_to_end(&mut content)?;
-            let size = content.len() as u64;
-            self.call(WriteFile::new(temporary, content)).await?;
-            self.progress(done, size);
-            size
+            self.write_whole(source, temporary, done).await?
         };
         let size = self.remote.mux.metadata(temporary).await?.size;
         check_size(written, size, "the server has")?;
-        place::put(&self.remote, temporary, &file.destination, file.mode)
-            .await
-            .map_err(Problem::Other)
+        place::put(&self.remote, temporary, &file.destination, file.mode).await
+    }
+
+    async fn write_whole(
+        &self,
+        source: Arc<fs::File>,
+        temporary: &Path,
+        done: &mut u64,
+    ) -> Result<u64, Problem> {
+        let content = local::blocking(move || {
+            let mut content = Vec::new();
+            (&*source).read_to_end(&mut content).map(|_| content)
+        })
+        .await?;
+        let size = content.len() as u64;
+        self.call(WriteFile::new(temporary, content)).await?;
+        self.progress(done, size);
+        Ok(size)
     }
 
     async fn write_blocks(
         &self,
-        source: &fs::File,
+        source: &Arc<fs::File>,
         temporary: &Path,
         done: &mut u64,
     ) -> Result<u64, Problem> {
@@ -172,12 +203,12 @@ impl Transfer {
         let (mut offset, mut is_read) = (0, false);
         loop {
             while writing.len() < BLOCKS_AT_ONCE && !is_read {
-                let chunk = read_block(source, offset)?;
-                let length = chunk.len() as u64;
-                is_read = length < BLOCK;
-                if length == 0 {
+                let chunk = local::read_at(source, offset, BLOCK).await?;
+                is_read = chunk.len() < BLOCK;
+                if chunk.is_empty() {
                     break;
                 }
+                let length = chunk.len() as u64;
                 let mux = self.remote.mux.clone();
                 let block = WriteBlock::new(handle_id.clone(), offset, chunk);
                 offset += length;
@@ -202,18 +233,8 @@ impl Transfer {
     }
 
     async fn down(&self, file: &File, done: &mut u64) -> Result<(), Problem> {
-        let folder = match file.destination.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let before = fs::metadata(&file.destination).map(|it| it.permissions());
-        let permissions = before.unwrap_or_else(|_| fs::Permissions::from_mode(0o666));
-        // Removed when it is dropped.
-        let temporary = tempfile::Builder::new()
-            .prefix(".execmux-")
-            .suffix(".part")
-            .permissions(permissions)
-            .tempfile_in(folder)?;
+        let destination = &file.destination;
+        let temporary = Temporary::beside(destination.clone(), file.is_executable).await?;
         let read = match file.size {
             Some(size) if self.remote.capabilities.file_blocks => {
                 let handle_id = self.open(&file.source, OpenMode::Read).await?;
@@ -223,26 +244,22 @@ impl Transfer {
         };
         let size = self.remote.mux.metadata(&file.source).await?.size;
         check_size(read, size, "it was changed meanwhile: the server now has")?;
-        check_size(
-            read,
-            Some(temporary.as_file().metadata()?.len()),
-            "here are",
-        )?;
-        temporary
-            .persist(&file.destination)
-            .map_err(|error| Problem::from(error.error))?;
+        let written = temporary.file();
+        let size = local::blocking(move || written.metadata().map(|it| it.len())).await?;
+        check_size(read, Some(size), "here are")?;
+        temporary.persist(destination.clone()).await?;
         Ok(())
     }
 
     async fn read_whole(
         &self,
         file: &File,
-        temporary: &NamedTempFile,
+        temporary: &Temporary,
         done: &mut u64,
     ) -> Result<u64, Problem> {
         let content = self.call(ReadFile::new(&file.source)).await?.content;
-        temporary.as_file().write_all_at(&content, 0)?;
         let size = content.len() as u64;
+        local::write_at(temporary.file(), 0, content).await?;
         self.progress(done, size);
         Ok(size)
     }
@@ -251,7 +268,7 @@ impl Transfer {
         &self,
         handle_id: HandleId,
         size: u64,
-        temporary: &NamedTempFile,
+        temporary: &Temporary,
         done: &mut u64,
     ) -> Result<u64, Problem> {
         // What a block lacked is asked for again before the next one.
@@ -263,7 +280,7 @@ impl Transfer {
                 let (offset, len) = if let Some(piece) = short.pop() {
                     piece
                 } else if next < size {
-                    let len = BLOCK.min(size - next);
+                    let len = (BLOCK as u64).min(size - next);
                     next += len;
                     (next - len, len)
                 } else {
@@ -272,23 +289,23 @@ impl Transfer {
                 let mux = self.remote.mux.clone();
                 // A block fits everywhere.
                 let block = ReadBlock::new(handle_id.clone(), offset, len as usize);
+                let file = temporary.file();
                 reading.spawn_local(async move {
-                    let block = mux.call(Call::new(block).timeout(SLOW)).await;
-                    (offset, len, block)
+                    let block = mux.call(Call::new(block).timeout(SLOW)).await?;
+                    let got = block.chunk.len() as u64;
+                    if got > len || got == 0 || (got < len && block.eof) {
+                        return Err(Problem::Other(format!(
+                            "the server gave {got} bytes at {offset}, not {len}: was it changed meanwhile?"
+                        )));
+                    }
+                    local::write_at(file, offset, block.chunk).await?;
+                    Ok((offset, len, got))
                 });
             }
             let Some(read) = reading.join_next().await else {
                 break;
             };
-            let (offset, len, block) = read.map_err(failed)?;
-            let block = block?;
-            let got = block.chunk.len() as u64;
-            if got > len || got == 0 || (got < len && block.eof) {
-                return Err(Problem::Other(format!(
-                    "the server gave {got} bytes at {offset}, not {len}: was it changed meanwhile?"
-                )));
-            }
-            temporary.as_file().write_all_at(&block.chunk, offset)?;
+            let (offset, len, got) = read.map_err(failed)??;
             self.progress(done, got);
             if got < len {
                 short.push((offset + got, len - got));
@@ -300,9 +317,18 @@ impl Transfer {
 
     async fn remove(&self, path: &Path) {
         let remove = RemovePath::new(path).recursive(false).force(true);
-        if let Err(error) = self.remote.mux.call(remove).await {
-            debug!("{} is not removed: {error}", path.display());
+        for _ in 0..ATTEMPTS {
+            match self.remote.mux.call(remove.clone()).await {
+                Ok(_) => return,
+                // The connection was lost meanwhile. Removing it twice does no harm.
+                Err(CallError::OutcomeUnknown { .. }) => {}
+                Err(error) => {
+                    warn!("remote:{} is left: {error}", path.display());
+                    return;
+                }
+            }
         }
+        warn!("remote:{} may be left", path.display());
     }
 
     /// Removes what is half-written on the server.
@@ -317,21 +343,6 @@ impl Transfer {
 /// A task of ours that panicked.
 fn failed(error: tokio::task::JoinError) -> Problem {
     Problem::Other(error.to_string())
-}
-
-fn read_block(file: &fs::File, offset: u64) -> io::Result<Bytes> {
-    let mut block = vec![0; BLOCK as usize];
-    let mut filled = 0;
-    while filled < block.len() {
-        match file.read_at(&mut block[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    block.truncate(filled);
-    Ok(block.into())
 }
 
 /// Checks a size that is known.

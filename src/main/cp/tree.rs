@@ -12,6 +12,7 @@ use execmux::{
 };
 use tokio::task::JoinSet;
 
+use super::{local, permissions};
 use crate::connect::Remote;
 
 /// A file to copy.
@@ -21,8 +22,10 @@ pub(super) struct File {
     pub(super) destination: PathBuf,
     /// Not told by servers before 0.140.
     pub(super) size: Option<u64>,
-    /// The permissions, where they are known.
+    /// The permissions, if it is on this side.
     pub(super) mode: Option<u32>,
+    /// Whether it can be executed, if it is on the server and that has sh: the protocol has no permissions.
+    pub(super) is_executable: Option<bool>,
 }
 
 /// All that is to be copied.
@@ -46,12 +49,14 @@ impl Plan {
         source: PathBuf,
         destination: PathBuf,
     ) -> Result<Self, String> {
-        let of_source = fs::metadata(&source)
+        let path = source.clone();
+        let of_source = local::blocking(move || fs::metadata(path))
+            .await
             .map_err(|error| format!("cannot copy {}: {error}", source.display()))?;
         let wants_folder = ends_with_slash(&destination);
         let destination = absolute(remote, destination)?;
         let there = there(remote, &destination).await?;
-        let there = there.map(|metadata| metadata.is_directory);
+        let there = there.map(|it| Existing::new(it.is_directory, it.is_file));
         let destination = settle(
             &source,
             destination,
@@ -74,6 +79,7 @@ impl Plan {
                 destination,
                 size: Some(metadata.len()),
                 mode: Some(metadata.permissions().mode() & 0o777),
+                is_executable: None,
             });
             return Ok(());
         }
@@ -110,8 +116,9 @@ impl Plan {
         let of_source = there(remote, &source)
             .await?
             .ok_or_else(|| format!("cannot copy remote:{}: it does not exist", source.display()))?;
-        let here = fs::metadata(&destination).ok();
-        let here = here.map(|metadata| metadata.is_dir());
+        let path = destination.clone();
+        let here = local::blocking(move || fs::metadata(path)).await.ok();
+        let here = here.map(|it| Existing::new(it.is_dir(), it.is_file()));
         let wants_folder = ends_with_slash(&destination);
         let destination = settle(
             &source,
@@ -129,6 +136,7 @@ impl Plan {
                     destination,
                     size: metadata.size,
                     mode: None,
+                    is_executable: None,
                 });
                 continue;
             }
@@ -146,6 +154,7 @@ impl Plan {
             }
             plan.folders.push(destination);
         }
+        permissions::ask(remote, &mut plan.files).await;
         Ok(plan)
     }
 
@@ -158,28 +167,51 @@ fn ends_with_slash(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().ends_with(b"/")
 }
 
-/// Where `source` becomes what, as cp has it: `existing` tells whether the destination is there, and a
-/// folder.
+/// What the destination is, if it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    Folder,
+    File,
+    /// A device, say.
+    Other,
+}
+
+impl Existing {
+    fn new(is_folder: bool, is_file: bool) -> Self {
+        match (is_folder, is_file) {
+            (true, _) => Existing::Folder,
+            (_, true) => Existing::File,
+            _ => Existing::Other,
+        }
+    }
+}
+
+/// Where `source` becomes what, as cp has it.
 fn settle(
     source: &Path,
     destination: PathBuf,
     is_folder: bool,
-    existing: Option<bool>,
+    existing: Option<Existing>,
     wants_folder: bool,
 ) -> Result<PathBuf, String> {
     match existing {
         // What has no name, as `.` and `/`, is copied by its content.
-        Some(true) => Ok(source
+        Some(Existing::Folder) => Ok(source
             .file_name()
             .map_or(destination.clone(), |name| destination.join(name))),
-        Some(false) if is_folder || wants_folder => {
+        Some(Existing::File | Existing::Other) if is_folder || wants_folder => {
             Err(format!("{} is not a folder", destination.display()))
         }
+        // It would be replaced, not written to.
+        Some(Existing::Other) => Err(format!(
+            "{} is neither file nor folder",
+            destination.display()
+        )),
         None if wants_folder && !is_folder => Err(format!(
             "there is no folder {}: create it, or leave the slash away",
             destination.display()
         )),
-        _ => Ok(destination),
+        Some(Existing::File) | None => Ok(destination),
     }
 }
 
@@ -249,7 +281,7 @@ mod tests {
     fn settled(
         source: &str,
         is_folder: bool,
-        existing: Option<bool>,
+        existing: Option<Existing>,
         slash: bool,
     ) -> Option<String> {
         let settled = settle(source.as_ref(), "/d".into(), is_folder, existing, slash);
@@ -260,12 +292,17 @@ mod tests {
     fn it_goes_where_cp_would_have_it() {
         let to = |path: &str| Some(path.to_owned());
         assert_eq!(settled("a/b", false, None, false), to("/d"));
-        assert_eq!(settled("a/b", false, Some(false), false), to("/d"));
+        assert_eq!(settled("a/b", false, Some(Existing::File), false), to("/d"));
         assert_eq!(settled("a/b", true, None, true), to("/d"));
-        assert_eq!(settled("a/b", true, Some(true), false), to("/d/b"));
-        assert_eq!(settled("..", true, Some(true), false), to("/d"));
-        assert_eq!(settled("a/b", true, Some(false), false), None);
+        assert_eq!(
+            settled("a/b", true, Some(Existing::Folder), false),
+            to("/d/b")
+        );
+        assert_eq!(settled("..", true, Some(Existing::Folder), false), to("/d"));
+        assert_eq!(settled("a/b", true, Some(Existing::File), false), None);
         assert_eq!(settled("a/b", false, None, true), None);
+        let device = Some(Existing::Other);
+        assert_eq!(settled("a/b", false, device, false), None);
     }
 
     #[test]

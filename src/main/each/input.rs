@@ -1,18 +1,69 @@
-//! What to run: the lines, and the command that each is put into.
+//! What to run: the lines as they come, and the command that each is put into.
 
-use std::io::{self, Read as _};
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader},
+    thread,
+};
 
-/// Reads all lines but empty ones.
-pub(super) fn read(file: &str) -> Result<Vec<String>, String> {
-    let mut text = String::new();
-    let result = match file {
-        "-" => io::stdin().read_to_string(&mut text).map(|_| ()),
-        path => std::fs::read_to_string(path).map(|content| text = content),
-    };
-    let name = if file == "-" { "stdin" } else { file };
-    result.map_err(|error| format!("cannot read commands from {name}: {error}"))?;
-    let lines = text.lines().filter(|line| !line.trim().is_empty());
-    Ok(lines.map(str::to_owned).collect())
+use tokio::sync::{mpsc, oneshot};
+
+/// How many lines may wait for the commands that run. Of shorter input the total is known soon.
+pub(super) const READ_AHEAD: usize = 100_000;
+
+/// The lines but empty ones, as they come.
+pub(super) struct Lines(mpsc::Receiver<Result<String, String>>);
+
+impl Lines {
+    /// Opens a file, or takes stdin for `-`. A FIFO is open when somebody writes to it.
+    pub(super) async fn open(file: String) -> Result<Self, String> {
+        let (opened, is_open) = oneshot::channel();
+        let (sender, lines) = mpsc::channel(64);
+        // A thread of its own: such a read cannot be given up.
+        thread::spawn(move || {
+            if file == "-" {
+                let _leaving = opened.send(Ok(()));
+                return read(io::stdin().lock(), "stdin", &sender);
+            }
+            match File::open(&file) {
+                Ok(open) => {
+                    let _leaving = opened.send(Ok(()));
+                    read(BufReader::new(open), &file, &sender);
+                }
+                Err(error) => {
+                    let _leaving = opened.send(Err(problem(&file, &error)));
+                }
+            }
+        });
+        let opened = is_open.await.map_err(|error| error.to_string())?;
+        opened.map(|()| Lines(lines))
+    }
+
+    /// The next one, or why there is none; `None` at the end.
+    ///
+    /// # Cancel safety
+    ///
+    /// No line is lost.
+    pub(super) async fn next(&mut self) -> Option<Result<String, String>> {
+        self.0.recv().await
+    }
+}
+
+fn problem(name: &str, error: &io::Error) -> String {
+    format!("cannot read commands from {name}: {error}")
+}
+
+fn read(input: impl BufRead, name: &str, sender: &mpsc::Sender<Result<String, String>>) {
+    for line in input.lines() {
+        let line = line.map_err(|error| problem(name, &error));
+        if line.as_ref().is_ok_and(|line| line.trim().is_empty()) {
+            continue;
+        }
+        let is_over = line.is_err();
+        if sender.blocking_send(line).is_err() || is_over {
+            return;
+        }
+    }
 }
 
 /// The command that each line is put into.

@@ -32,27 +32,38 @@ pub(super) enum Format {
 pub(super) struct Reporter {
     format: Format,
     bar: ProgressBar,
+    is_total_known: bool,
     succeeded: usize,
     failures: Vec<String>,
     failed: usize,
 }
 
 impl Reporter {
-    pub(super) fn new(format: Format, total: usize, shows_progress: bool) -> Self {
+    pub(super) fn new(format: Format, shows_progress: bool) -> Self {
         let target = if shows_progress {
             ProgressDrawTarget::stderr()
         } else {
             ProgressDrawTarget::hidden()
         };
-        let bar = ProgressBar::with_draw_target(Some(total as u64), target);
-        let style = "{bar:30} {pos}/{len} {msg} {elapsed} left {eta}";
-        bar.set_style(ProgressStyle::with_template(style).expect("the template above is one"));
+        let bar = ProgressBar::with_draw_target(Some(0), target);
+        bar.set_style(style("{pos} of {len} or more {msg} {elapsed}"));
         Reporter {
             format,
             bar,
+            is_total_known: false,
             succeeded: 0,
             failures: Vec::new(),
             failed: 0,
+        }
+    }
+
+    /// So many commands there are up to now, or in all.
+    pub(super) fn found(&mut self, count: usize, is_all: bool) {
+        self.bar.set_length(count as u64);
+        if is_all && !self.is_total_known {
+            self.is_total_known = true;
+            self.bar
+                .set_style(style("{bar:30} {pos}/{len} {msg} {elapsed} left {eta}"));
         }
     }
 
@@ -120,7 +131,13 @@ impl Reporter {
     }
 
     /// Says on stderr how it went.
-    pub(super) fn summarize(&self, took: Duration, terminated: usize, not_started: usize) {
+    pub(super) fn summarize(
+        &self,
+        took: Duration,
+        terminated: usize,
+        not_started: usize,
+        is_all_read: bool,
+    ) {
         self.bar.finish_and_clear();
         let mut summary = format!(
             "execmux: {} succeeded, {} failed",
@@ -131,6 +148,9 @@ impl Reporter {
                 summary.push_str(&format!(", {number} {what}"));
             }
         }
+        if !is_all_read {
+            summary.push_str(", the rest of the input not read");
+        }
         eprintln!("{summary} in {:.1} s", took.as_secs_f64());
         for failure in &self.failures {
             eprintln!("  {failure}");
@@ -139,6 +159,10 @@ impl Reporter {
             eprintln!("  and {} more", self.failed - self.failures.len());
         }
     }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the templates above are some")
 }
 
 fn describe_failure(finished: &Finished) -> String {
