@@ -121,10 +121,8 @@ async fn what_an_old_server_cannot_take_is_said() {
         copy(&server.url, &here.at("large"), &remote(there.at("large"))).await;
     assert_eq!((code, &*stdout), (Some(125), ""), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    assert!(
-        stderr.contains("the message has 80000148 bytes"),
-        "{stderr}"
-    );
+    // And so many more as its path is long.
+    assert!(stderr.contains("the message has 80000"), "{stderr}");
     assert!(names(&there.0).is_empty());
     // The other way it can.
     let source = remote(here.at("large"));
