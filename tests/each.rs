@@ -294,7 +294,9 @@ async fn a_lost_connection_costs_time_and_no_command() {
     if let Some(server) = ExecServer::start("0.169.0", "each_lost").await {
         lost_and_resumed(&server.url, true).await;
     }
-    lost_and_resumed(&Serving::start(&[]).await.url, false).await;
+    let serving = Serving::start(&[]).await;
+    lost_and_resumed(&serving.url, false).await;
+    serving.stop().await;
 }
 
 #[actix::test]
@@ -330,4 +332,6 @@ async fn a_connection_that_is_lost_for_good_is_a_failure_of_our_own() {
         stderr.contains("lost command 1 (echo up; exec sleep 1000)"),
         "{stderr}"
     );
+    // It still waits for its client.
+    serving.stop().await;
 }

@@ -192,6 +192,12 @@ impl Serving {
             child,
         }
     }
+
+    /// Ends it as it should be ended: killed, it would leave what it runs.
+    pub async fn stop(mut self) {
+        signal(&self.child, Signal::TERM);
+        assert!(soon(self.child.wait()).await.unwrap().success());
+    }
 }
 
 fn pid(child: &Child) -> Pid {
