@@ -6,6 +6,7 @@ use std::{
     mem,
 };
 
+use foldhash::fast::RandomState;
 use slab::Slab;
 use tokio::time::Instant;
 
@@ -58,7 +59,7 @@ impl Route {
 /// The routes of all processes that have not ended.
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
-    places: HashMap<ProcessId, usize>,
+    places: HashMap<ProcessId, usize, RandomState>,
     routes: Slab<Route>,
     last_key: u64,
     /// Counts what makes a [`Place`] invalid.

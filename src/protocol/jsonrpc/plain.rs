@@ -28,16 +28,16 @@ pub(crate) fn plain_output(text: &[u8]) -> Option<PlainOutput<'_>> {
     let rest = text.strip_prefix(br#"{"method":"process/output","params":{"processId":""#)?;
     let (process_id, rest) = plain_string(rest)?;
     let (seq, rest) = number(rest.strip_prefix(br#","seq":"#)?)?;
-    let (stream, rest) = plain_string(rest.strip_prefix(br#","stream":""#)?)?;
-    let stream = match stream {
-        "stdout" => Stream::Stdout,
-        "stderr" => Stream::Stderr,
-        "pty" => Stream::Pty,
+    let rest = rest.strip_prefix(br#","stream":""#)?;
+    let (stream, rest) = match rest {
+        [b's', b't', b'd', b'o', b'u', b't', rest @ ..] => (Stream::Stdout, rest),
+        [b's', b't', b'd', b'e', b'r', b'r', rest @ ..] => (Stream::Stderr, rest),
+        [b'p', b't', b'y', rest @ ..] => (Stream::Pty, rest),
         _ => return None,
     };
     // Base64 has no quote: that there is none before the last is found out by decoding it.
     let chunk = rest
-        .strip_prefix(br#","chunk":""#)?
+        .strip_prefix(br#"","chunk":""#)?
         .strip_suffix(br#""}}"#)?;
     Some(PlainOutput {
         process_id,
