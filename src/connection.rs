@@ -130,11 +130,10 @@ impl Message for ForgetProcess {
     type Result = ();
 }
 
-/// Tells the server that the session of a process has consumed everything up to this `seq`, or that it has
-/// none any more.
+/// Tells the server that the session of a process has consumed everything up to this `seq`.
 pub(crate) struct TellConsumed {
     pub(crate) process_id: ProcessId,
-    pub(crate) seq: Option<u64>,
+    pub(crate) seq: u64,
 }
 
 impl Message for TellConsumed {

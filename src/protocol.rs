@@ -76,7 +76,7 @@ pub(crate) use self::{
     id::SessionId,
     notification::{Notification, Notifications, ProcessEvent},
     record::{NOT_FOUND, NOT_RECORDED, Record},
-    window::{MAX_OUTPUT_WINDOW, OUTPUT_OVERHEAD, encode_consumed},
+    window::{MAX_OUTPUT_WINDOW, OUTPUT_OVERHEAD, ReleaseOutput, encode_consumed},
 };
 pub use crate::error::InvalidRequest;
 

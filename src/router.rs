@@ -9,8 +9,8 @@
 //! | [`Shutdown`] | – | anyone |
 //! | `FindRecord` | `Found` | the mux, to have a helper process do what the server cannot |
 //! | `ConnectionEvent` | when it is taken | the connection |
-//! | `StartEnded`, `ReadEnded`, `Unterminated`, `RecordRemoved` | – | the router's own calls |
-//! | `CreditReturned` | – | whoever consumes output that a session waited for |
+//! | `StartEnded`, `ReadEnded`, `Settled`, `RecordRemoved` | – | the router's own calls |
+//! | `CreditReturned` | – | whoever consumes output that a session, or the server, waits for |
 //! | `CheckSessions` | – | the router's timer |
 //! | `TurnOver` | – | the router's own task, behind the sessions that it has woken |
 //!
@@ -18,6 +18,7 @@
 //! [`Overflow::Block`] makes the connection wait instead: its batch is not *taken*.
 
 mod budget;
+mod consumption;
 mod delivery;
 mod events;
 mod forwarding;
@@ -52,6 +53,7 @@ pub use self::{
 use self::{
     budget::Pool,
     healing::Turns,
+    orphans::Orphan,
     parking::{Parked, Taken},
     routes::{Place, Route, RouteKey, Routes},
     shutdown::Draining,
@@ -92,8 +94,8 @@ pub struct Router {
     turns: Turns,
     /// What waits for a session that has chosen [`Overflow::Block`].
     parked: Option<Parked>,
-    /// Processes without a session that are still to be terminated.
-    orphans: Vec<ProcessId>,
+    /// Processes without a session that the server is still to be asked about.
+    orphans: Vec<Orphan>,
     /// Records of processes that are being removed.
     removals: usize,
     /// Records of processes that are still to be removed.
@@ -187,6 +189,10 @@ impl Router {
     fn abandon(&mut self, process_id: ProcessId, context: &mut Context<Self>) -> Option<Route> {
         self.terminate(process_id.clone(), context);
         let route = self.remove(&process_id, context)?;
+        if route.delivery.is_held_back() {
+            // What it has started may live on.
+            self.release(process_id, context);
+        }
         if route.starting {
             self.ended_while_starting.insert(route.key());
         }
@@ -314,8 +320,8 @@ impl Handler<CheckSessions> for Router {
         let stopped = self.routes.stopped();
         let unremoved = mem::take(&mut self.unremoved);
         let is_idle = orphans.is_empty() && unremoved.is_empty() && self.routes.is_empty();
-        for process_id in orphans {
-            self.terminate(process_id, context);
+        for orphan in orphans {
+            self.settle(orphan, context);
         }
         for record in unremoved {
             self.remove_record(record, context);

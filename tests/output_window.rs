@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use execmux::{
     Config, FailureReason, Mux, Overflow, ProcessId, Session, SessionEvent, SessionEvents,
-    StartProcess,
+    Shutdown, Start, StartProcess,
     protocol::ReadProcess,
     server::{Server, ServerConfig},
 };
@@ -32,11 +32,15 @@ fn shell(id: &ProcessId, script: &str) -> StartProcess {
     StartProcess::new(id, ["sh", "-c", script], "/").env("PATH", "/usr/bin:/bin")
 }
 
+fn flooding() -> String {
+    format!("seq 1 9999999 | head -c {BYTES}")
+}
+
 /// Starts a process that writes numbered lines, for a session that consumes when the test does.
 async fn flood(mux: &Mux, change: impl FnOnce(Session) -> Session) -> (ProcessId, SessionEvents) {
     let id = ProcessId::unique();
     let (session, events) = Session::stream();
-    let script = format!("seq 1 9999999 | head -c {BYTES}; exit 3");
+    let script = format!("{}; exit 3", flooding());
     let session = change(session.budget(BUDGET));
     soon(mux.start(shell(&id, &script), session)).await.unwrap();
     (id, events)
@@ -175,15 +179,137 @@ async fn runs_on(mux: &Mux, id: &ProcessId) {
 }
 
 #[actix::test]
-async fn p5_a_process_that_loses_its_session_runs_on() {
+async fn p5_what_a_session_keeps_leaves_it_the_rest_of_its_budget() {
+    checked(async {
+        const KEPT: usize = 200 << 10;
+        let server = serve().await;
+        let mux = connect(server.url()).await;
+        let (_, mut events) = flood(&mux, |session| session.budget(256 << 10)).await;
+        let mut numbers = Numbers::default();
+        let mut kept = Vec::new();
+        while numbers.bytes < KEPT {
+            if let Some(SessionEvent::Output(output)) = soon(events.recv()).await {
+                numbers.check(&output.chunk);
+                kept.push(output);
+            }
+        }
+        consume_all(events, numbers).await;
+        drop(kept);
+        soon(mux.shutdown()).await;
+        soon(server.stop()).await;
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p5_a_small_budget_lets_as_much_wait_as_it_has_room_for() {
     checked(async {
         let server = serve().await;
         let mux = connect(server.url()).await;
+        let id = ProcessId::unique();
+        let (session, mut events) = Session::stream();
+        // Each line is an output of its own, as `read` waits for what is written next.
+        let process = StartProcess::new(&id, ["cat"], "/").tty(true);
+        soon(mux.start(process, session.budget(4096)))
+            .await
+            .unwrap();
+        let mut kept = Vec::new();
+        for _ in 0..8 {
+            soon(mux.write(&id, "x")).await.unwrap();
+            kept.push(soon(events.recv()).await.unwrap());
+        }
+        drop((kept, events));
+        soon(mux.shutdown()).await;
+        soon(server.stop()).await;
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p5_a_process_that_loses_its_session_runs_on() {
+    checked(async {
+        let server = serve().await;
+        let proxy = Proxy::start(server.address()).await;
+        let mux = connect(proxy.url()).await;
+        // Where it stops.
         let (id, mut events) = flood(&mux, |session| session).await;
         consume(&mut events, &mut Numbers::default(), BUDGET).await;
         soon(mux.unregister(&id)).await.unwrap();
         runs_on(&mux, &id).await;
+        // Over a connection that is lost, noticed or not.
+        for is_half_open in [false, true] {
+            let (id, mut events) = flood(&mux, |session| session).await;
+            consume(&mut events, &mut Numbers::default(), BUDGET).await;
+            if is_half_open {
+                proxy.half_open();
+            }
+            soon(mux.unregister(&id)).await.unwrap();
+            proxy.cut();
+            proxy.release();
+            runs_on(&mux, &id).await;
+        }
+        // Before it is started.
+        let id = ProcessId::unique();
+        let (session, _events) = Session::stream();
+        let start = Start::new(shell(&id, &flooding()), session.budget(BUDGET));
+        let started = mux.router().send(start);
+        let unregistered = mux.unregister(&id);
+        let (started, unregistered) = soon(async { tokio::join!(started, unregistered) }).await;
+        started.unwrap().unwrap();
+        assert_eq!(unregistered, Some(0));
+        runs_on(&mux, &id).await;
         soon(mux.shutdown()).await;
+        soon(server.stop()).await;
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p5_what_a_process_leaves_behind_runs_on_when_its_session_stops() {
+    checked(async {
+        let server = serve().await;
+        let mux = connect(server.url()).await;
+        let id = ProcessId::unique();
+        let (session, mut events) = Session::stream();
+        let script = format!("(seq 1 9999999 | head -c {BYTES}) & exit 3");
+        let session = session.budget(BUDGET);
+        soon(mux.start(shell(&id, &script), session)).await.unwrap();
+        let mut kept = Vec::new();
+        loop {
+            match soon(events.recv()).await.unwrap() {
+                SessionEvent::Exited(_) => break,
+                event => kept.push(event),
+            }
+        }
+        drop(events);
+        runs_on(&mux, &id).await;
+        soon(mux.shutdown()).await;
+        soon(server.stop()).await;
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p5_a_process_that_is_left_to_the_server_runs_on() {
+    checked(async {
+        let server = serve().await;
+        let mux = connect(server.url()).await;
+        let file = std::env::temp_dir().join(format!("done-{}", ProcessId::unique()));
+        let (session, events) = Session::stream();
+        let script = format!("{}; : >'{}'", flooding(), file.display());
+        let process = shell(&ProcessId::unique(), &script);
+        soon(mux.start(process, session.budget(BUDGET)))
+            .await
+            .unwrap();
+        soon(mux.router().send(Shutdown::detach())).await.unwrap();
+        soon(async {
+            while !file.exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        std::fs::remove_file(file).unwrap();
+        drop((events, mux));
         soon(server.stop()).await;
     })
     .await;

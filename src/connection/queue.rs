@@ -1,12 +1,13 @@
 //! What waits to be written, in its lanes. No actor, no socket, no clock.
 //!
-//! What is consumed is told first, and control requests go before all others. Of the writes to the stdin of one process one is under way at
+//! Control requests go before all others; what is consumed is told in turns with those. Of the writes to the stdin of one process one is under way at
 //! a time; the others wait here. A process that does not read its stdin is marked as *stuck*: the
 //! server would not answer any request of the connection before its writes are taken.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     mem,
+    ops::Bound,
 };
 
 use bytes::Bytes;
@@ -50,7 +51,11 @@ pub(crate) enum Refused {
 pub(crate) struct Queue {
     /// Up to which `seq` the output of processes is consumed, of those whose server is yet to be told. Only
     /// the last word counts, so that it costs no more than the processes do.
-    consumed: BTreeMap<ProcessId, Option<u64>>,
+    consumed: BTreeMap<ProcessId, u64>,
+    /// The process of which that was told last: it goes on behind it.
+    consumed_after: Option<ProcessId>,
+    /// Whether that was the last that was taken out.
+    has_told: bool,
     control: VecDeque<Request>,
     ordinary: VecDeque<Request>,
     stdins: HashMap<ProcessId, Stdin>,
@@ -97,6 +102,8 @@ impl Queue {
     pub(crate) fn new(max_bytes: usize, max_stdin_bytes: usize) -> Self {
         Queue {
             consumed: BTreeMap::new(),
+            consumed_after: None,
+            has_told: false,
             control: VecDeque::new(),
             ordinary: VecDeque::new(),
             stdins: HashMap::new(),
@@ -213,18 +220,31 @@ impl Queue {
         Ok(())
     }
 
-    /// Has it told that the output of a process is consumed up to this `seq`, or need not be any more.
-    pub(crate) fn consumed(&mut self, process_id: ProcessId, seq: Option<u64>) {
+    /// Has it told that the output of a process is consumed up to this `seq`.
+    pub(crate) fn consumed(&mut self, process_id: ProcessId, seq: u64) {
         self.consumed.insert(process_id, seq);
     }
 
-    /// Takes out what is told next of what is consumed.
-    pub(crate) fn next_consumed(&mut self) -> Option<(ProcessId, Option<u64>)> {
-        self.consumed.pop_first()
+    /// Takes out what is told next of what is consumed, if it is not the turn of a request.
+    pub(crate) fn next_consumed(&mut self) -> Option<(ProcessId, u64)> {
+        if !self.control.is_empty() || self.has_told && !self.ordinary.is_empty() {
+            return None;
+        }
+        let after = match &self.consumed_after {
+            Some(last) => (Bound::Excluded(last), Bound::Unbounded),
+            None => (Bound::Unbounded, Bound::Unbounded),
+        };
+        let behind = self.consumed.range::<ProcessId, _>(after).next();
+        let (process_id, _) = behind.or_else(|| self.consumed.first_key_value())?;
+        let next = self.consumed.remove_entry(&process_id.clone())?;
+        self.consumed_after = Some(next.0.clone());
+        self.has_told = true;
+        Some(next)
     }
 
     /// Takes out the request that is written next.
     pub(crate) fn next(&mut self) -> Option<Request> {
+        self.has_told = false;
         let request = match self.control.pop_front() {
             Some(request) => request,
             None => {
@@ -415,21 +435,6 @@ impl Queue {
 mod tests {
     use super::*;
 
-    #[test]
-    fn p4_of_what_is_consumed_only_the_last_word_waits() {
-        let mut queue = Queue::new(1000, 1000);
-        queue.consumed("b".into(), Some(1));
-        queue.consumed("a".into(), Some(5));
-        queue.consumed("b".into(), Some(3));
-        queue.consumed("a".into(), None);
-        assert_eq!(queue.next_consumed(), Some(("a".into(), None)));
-        assert_eq!(queue.next_consumed(), Some(("b".into(), Some(3))));
-        assert_eq!(queue.next_consumed(), None);
-        queue.consumed("c".into(), Some(1));
-        queue.drop_waiting();
-        assert_eq!(queue.next_consumed(), None);
-    }
-
     fn queue() -> Queue {
         Queue::new(10_000, 1_000)
     }
@@ -448,6 +453,44 @@ mod tests {
             .collect();
         queue.flushed(Instant::now());
         taken
+    }
+
+    #[test]
+    fn p4_of_what_is_consumed_only_the_last_word_waits() {
+        let mut queue = Queue::new(1000, 1000);
+        queue.consumed("b".into(), 1);
+        queue.consumed("a".into(), 5);
+        queue.consumed("b".into(), 3);
+        assert_eq!(queue.next_consumed(), Some(("a".into(), 5)));
+        queue.consumed("a".into(), 6);
+        assert_eq!(queue.next_consumed(), Some(("b".into(), 3)), "in turns");
+        assert_eq!(queue.next_consumed(), Some(("a".into(), 6)));
+        assert_eq!(queue.next_consumed(), None);
+        queue.consumed("c".into(), 1);
+        queue.drop_waiting();
+        assert_eq!(queue.next_consumed(), None);
+    }
+
+    #[test]
+    fn p7_what_is_consumed_does_not_keep_requests_waiting() {
+        let mut queue = Queue::new(1000, 1000);
+        for process_id in ["a", "b", "c"] {
+            queue.consumed(process_id.into(), 1);
+        }
+        queue.push(Lane::Ordinary, request(1)).unwrap();
+        queue.push(Lane::Ordinary, request(2)).unwrap();
+        queue.push(Lane::Control, request(3)).unwrap();
+        let mut taken = Vec::new();
+        loop {
+            if let Some((process_id, _)) = queue.next_consumed() {
+                taken.push(process_id.to_string());
+            } else if let Some(request) = queue.next() {
+                taken.push(request.id.to_string());
+            } else {
+                break;
+            }
+        }
+        assert_eq!(taken, ["3", "a", "1", "b", "2", "c"]);
     }
 
     #[test]

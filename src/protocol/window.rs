@@ -2,12 +2,12 @@
 //!
 //! The start says in `outputWindow` how many bytes may wait for the client, each output counting for
 //! [`OUTPUT_OVERHEAD`] more than it has. With that many, the server stops reading what the process writes.
-//! The notification `process/consumed {processId, seq}` says that everything up to this `seq` is consumed;
-//! without a `seq`, that nobody says so any more, and the process need not wait.
+//! The notification `process/consumed {processId, seq}` says that everything up to this `seq` is consumed; the
+//! request `process/releaseOutput {processId}`, that the process need not wait any more, whatever is.
 
 use serde::Serialize;
 
-use super::ProcessId;
+use super::{Capabilities, Done, InvalidRequest, Method, Params, ProcessId, Unsupported};
 
 /// What keeping an output costs beside its bytes: the event, its place in a queue, and what the allocator
 /// adds. Without it, a flood of small outputs would hold many times what is allowed.
@@ -26,12 +26,11 @@ struct Consumed<'a> {
 #[serde(rename_all = "camelCase")]
 struct ConsumedParams<'a> {
     process_id: &'a ProcessId,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    seq: Option<u64>,
+    seq: u64,
 }
 
-/// Encodes the notification that all output up to `seq` is consumed, or need not be.
-pub(crate) fn encode_consumed(process_id: &ProcessId, seq: Option<u64>) -> Vec<u8> {
+/// Encodes the notification that all output up to `seq` is consumed.
+pub(crate) fn encode_consumed(process_id: &ProcessId, seq: u64) -> Vec<u8> {
     let consumed = Consumed {
         method: "process/consumed",
         params: ConsumedParams { process_id, seq },
@@ -39,20 +38,48 @@ pub(crate) fn encode_consumed(process_id: &ProcessId, seq: Option<u64>) -> Vec<u
     serde_json::to_vec(&consumed).expect("texts and numbers are JSON")
 }
 
+/// `process/releaseOutput`: the process is not held back any more. One that is not there is not an error.
+#[derive(Debug)]
+pub(crate) struct ReleaseOutput {
+    pub(crate) process_id: ProcessId,
+}
+
+impl Method for ReleaseOutput {
+    const NAME: &'static str = "process/releaseOutput";
+    type Response = Done;
+
+    fn supported_by(&self, capabilities: &Capabilities) -> Result<(), Unsupported> {
+        let remedy = "no process is held back there";
+        capabilities
+            .output_window
+            .then_some(())
+            .ok_or(Unsupported::new("output_window", remedy))
+    }
+
+    fn write_params(&self, params: &mut Params<'_>) -> Result<(), InvalidRequest> {
+        params.field("processId", &self.process_id)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::protocol::{PathSpelling, jsonrpc::encoded_params};
 
     #[test]
     fn what_is_consumed_is_told_by_its_seq() {
-        let encoded = |seq| String::from_utf8(encode_consumed(&"p\"".into(), seq)).unwrap();
         assert_eq!(
-            encoded(Some(7)),
+            String::from_utf8(encode_consumed(&"p\"".into(), 7)).unwrap(),
             r#"{"method":"process/consumed","params":{"processId":"p\"","seq":7}}"#
         );
+        let release = ReleaseOutput {
+            process_id: "p".into(),
+        };
         assert_eq!(
-            encoded(None),
-            r#"{"method":"process/consumed","params":{"processId":"p\""}}"#
+            encoded_params(PathSpelling::Plain, &release),
+            json!({"processId": "p"})
         );
     }
 }

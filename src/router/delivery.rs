@@ -113,7 +113,7 @@ impl Delivery {
             exit_code: None,
             has_gap: false,
             next_seq_at_tick: 0,
-            window: Window::default(),
+            window: Window::off(),
         }
     }
 
@@ -125,20 +125,24 @@ impl Delivery {
 
     /// Whether the server holds the process back.
     pub(crate) fn is_held_back(&self) -> bool {
-        self.window.is_open()
+        self.window.is_on()
     }
 
     /// Returns the `seq` up to which the session has newly consumed so much that the server is to be told.
     pub(crate) fn consumed(&mut self) -> Option<u64> {
         let consumed = self.window.consumed(self.budget.returned());
-        if let Some(mark) = self.window.next_mark() {
-            self.budget.wake_to_tell(mark);
-        }
+        self.wait_to_tell();
         consumed
     }
 
-    /// Returns what the server was last told to be consumed, 0 for nothing.
-    pub(crate) fn told_consumed(&self) -> u64 {
+    fn wait_to_tell(&self) {
+        if let Some(returned) = self.window.tell_at() {
+            self.budget.wake_to_tell(returned);
+        }
+    }
+
+    /// Returns up to which `seq` the server was last told that everything is consumed.
+    pub(crate) fn told_consumed(&self) -> Option<u64> {
         self.window.told()
     }
 
@@ -217,14 +221,14 @@ impl Delivery {
         self.place(seq, granted, deliver)
     }
 
-    /// Notes that credit has returned. What there is to tell the server of it, [`consumed`](Self::consumed)
-    /// returns.
-    pub(crate) fn credit_returned(&mut self) {
-        if self.budget.woken()
-            && let Healing::Starved = self.healing
-        {
+    /// Notes that credit has returned, and returns whether there is room for what waits. What there is to tell
+    /// the server, [`consumed`](Self::consumed) returns.
+    pub(crate) fn credit_returned(&mut self) -> bool {
+        let has_room = self.budget.woken();
+        if has_room && let Healing::Starved = self.healing {
             self.healing = Healing::Wanted(Scope::Dropped);
         }
+        has_room
     }
 
     /// Has credit waited for after [`Progress::Blocked`]. Returns whether there is anything to wait for.
@@ -294,9 +298,11 @@ impl Delivery {
     }
 
     /// What becomes of a push without credit. While it is being read what was missed, a session can
-    /// neither be blamed for that nor make the socket wait, behind which the answer is.
+    /// neither be blamed for that nor make the socket wait, behind which the answer is. A server that holds the
+    /// process back also keeps what is not consumed, so that nobody has to wait for it to be read.
     fn policy(&self) -> Overflow {
         match self.healing {
+            Healing::Live if self.window.is_on() => Overflow::Heal,
             Healing::Live => self.overflow,
             _ => Overflow::Heal,
         }
@@ -442,11 +448,8 @@ impl Delivery {
     #[cold]
     fn mark(&mut self, seq: u64) {
         let kept = (self.early_held + self.reserved()) as u64;
-        let was_idle = self.window.next_mark().is_none();
         self.window.mark(seq, self.budget.taken() - kept);
-        if was_idle && let Some(mark) = self.window.next_mark() {
-            self.budget.wake_to_tell(mark);
-        }
+        self.wait_to_tell();
     }
 
     /// Turns the event whose turn it is into what the session is told.

@@ -1,5 +1,4 @@
-//! Reads that refill sessions, and what servers are told for them to have to be made seldom: whose turn it is,
-//! and where the answers go.
+//! Reads that refill sessions: whose turn it is, and where the answers go.
 
 use std::collections::VecDeque;
 
@@ -9,7 +8,7 @@ use log::debug;
 
 use super::{Router, routes::RouteKey};
 use crate::{
-    connection::{Call, Dispatch, ReplySlot, TellConsumed, decode_response},
+    connection::{Call, Dispatch, ReplySlot, decode_response},
     error::CallError,
     protocol::{ErrorCode, ProcessId, ReadProcess, Repeat, RetainedOutput},
 };
@@ -93,16 +92,6 @@ impl Message for ReadEnded {
     type Result = ();
 }
 
-/// A session has consumed so much that it may be told more.
-pub(super) struct CreditReturned {
-    pub(super) process_id: ProcessId,
-    pub(super) key: RouteKey,
-}
-
-impl Message for CreditReturned {
-    type Result = ();
-}
-
 /// Where the answer to a read goes.
 pub(super) struct ReadSlot {
     pub(super) router: WeakAddr<Router>,
@@ -176,38 +165,6 @@ impl Router {
                 slot: Box::new(slot),
             });
         }
-    }
-
-    /// Has the server let a process write on that it holds back.
-    pub(super) fn tell_consumed(&self, process_id: ProcessId, seq: Option<u64>) {
-        self.connection.do_send(TellConsumed { process_id, seq });
-    }
-
-    /// Tells the server again what may have been lost with the link.
-    pub(super) fn repeat_consumed(&mut self, process_id: ProcessId) {
-        if let Some(route) = self.routes.get_mut(process_id.as_str())
-            && route.delivery.told_consumed() > 0
-        {
-            let seq = route.delivery.told_consumed();
-            self.tell_consumed(process_id, Some(seq));
-        }
-    }
-}
-
-impl Handler<CreditReturned> for Router {
-    type Result = ();
-
-    fn handle(&mut self, returned: CreditReturned, context: &mut Self::Context) {
-        let CreditReturned { process_id, key } = returned;
-        if let Some(route) = self.routes.get_keyed(&process_id, key) {
-            route.delivery.credit_returned();
-            if let Some(seq) = route.delivery.consumed() {
-                self.tell_consumed(process_id.clone(), Some(seq));
-            }
-            self.queue_read(&process_id);
-            self.read_next(context);
-        }
-        self.unpark(context);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Processes that have lost their sessions: they are terminated.
+//! Processes that have lost their sessions: they are terminated, or let go if they are held back.
 
 use actix::{AsyncContext as _, Context, Handler, Message, WeakAddr};
 use bytestring::ByteString;
@@ -8,56 +8,100 @@ use super::Router;
 use crate::{
     connection::{Call, Dispatch, ReplySlot},
     error::CallError,
-    protocol::{ProcessId, Repeat, Terminate},
+    protocol::{ProcessId, ReleaseOutput, Repeat, Terminate},
 };
 
-/// A process without a session could not be asked to terminate, or has not answered.
-struct Unterminated {
+/// A process without a session, and what the server is asked to do with it.
+pub(super) struct Orphan {
     process_id: ProcessId,
+    fate: Fate,
 }
 
-impl Message for Unterminated {
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    /// It is killed.
+    Terminated,
+    /// It goes on, and nobody consumes its output.
+    Released,
+}
+
+/// The server has answered, or never will.
+struct Settled {
+    fate: Fate,
+    /// If it has to be asked again.
+    again: Option<Orphan>,
+}
+
+impl Message for Settled {
     type Result = ();
 }
 
 impl Router {
     /// Ends a process that has no session any more.
     pub(super) fn terminate(&mut self, process_id: ProcessId, context: &mut Context<Self>) {
-        debug!(process_id:%; "terminating a process without a session");
-        self.connection.do_send(Dispatch {
-            call: Call::new(Terminate::new(&process_id)),
-            repeat: Repeat::Always,
-            slot: Box::new(TerminateSlot {
-                router: context.address().downgrade(),
-                process_id,
-            }),
+        let fate = Fate::Terminated;
+        self.settle(Orphan { process_id, fate }, context);
+    }
+
+    /// Lets a process go on that is held back for a session that it has no more.
+    pub(super) fn release(&mut self, process_id: ProcessId, context: &mut Context<Self>) {
+        let fate = Fate::Released;
+        self.settle(Orphan { process_id, fate }, context);
+    }
+
+    pub(super) fn settle(&mut self, orphan: Orphan, context: &mut Context<Self>) {
+        let Orphan { process_id, fate } = &orphan;
+        debug!(process_id:%, fate:?; "a process has no session");
+        let (process_id, fate) = (process_id.clone(), *fate);
+        if let Fate::Released = fate {
+            // Nothing else tells a shutdown that it is done.
+            self.removals += 1;
+        }
+        let slot = Box::new(SettleSlot {
+            router: context.address().downgrade(),
+            orphan,
         });
+        let repeat = Repeat::Always;
+        match fate {
+            Fate::Terminated => self.connection.do_send(Dispatch {
+                call: Call::new(Terminate::new(process_id)),
+                repeat,
+                slot,
+            }),
+            Fate::Released => self.connection.do_send(Dispatch {
+                call: Call::new(ReleaseOutput { process_id }),
+                repeat,
+                slot,
+            }),
+        }
     }
 }
 
-/// Where the answer to the termination of an orphan goes.
-struct TerminateSlot {
+/// Where the answer goes.
+struct SettleSlot {
     router: WeakAddr<Router>,
-    process_id: ProcessId,
+    orphan: Orphan,
 }
 
-impl ReplySlot for TerminateSlot {
+impl ReplySlot for SettleSlot {
     fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
-        match outcome {
+        let SettleSlot { router, orphan } = *self;
+        let fate = orphan.fate;
+        let again = match outcome {
             // It may not have been sent, or the server may not have got it.
             Err(
                 CallError::Overloaded { .. }
                 | CallError::DeadlineExceeded { .. }
                 | CallError::OutcomeUnknown { .. },
-            ) => {
-                if let Some(router) = self.router.upgrade() {
-                    router.do_send(Unterminated {
-                        process_id: self.process_id,
-                    });
-                }
+            ) => Some(orphan),
+            Err(error) => {
+                debug!(process_id:% = orphan.process_id, fate:?, error:%; "not done");
+                None
             }
-            Err(error) => debug!(process_id:% = self.process_id, error:%; "not terminated"),
-            Ok(_) => {}
+            Ok(_) => None,
+        };
+        if let Some(router) = router.upgrade() {
+            router.do_send(Settled { fate, again });
         }
     }
 
@@ -66,12 +110,18 @@ impl ReplySlot for TerminateSlot {
     }
 }
 
-impl Handler<Unterminated> for Router {
+impl Handler<Settled> for Router {
     type Result = ();
 
-    fn handle(&mut self, unterminated: Unterminated, context: &mut Self::Context) {
-        // Tried again with the next check of the sessions.
-        self.orphans.push(unterminated.process_id);
-        self.check_sessions(context);
+    fn handle(&mut self, settled: Settled, context: &mut Self::Context) {
+        if let Some(orphan) = settled.again {
+            // Tried again with the next check of the sessions.
+            self.orphans.push(orphan);
+            self.check_sessions(context);
+        }
+        if let Fate::Released = settled.fate {
+            self.removals -= 1;
+            self.close_if_drained();
+        }
     }
 }

@@ -3,7 +3,7 @@
 use actix::{AsyncContext as _, Context, Handler, Message, MessageResult};
 
 use super::{
-    Router, State, budget::Budget, healing::CreditReturned, routes::RouteKey, session::Session,
+    Router, State, budget::Budget, consumption::CreditReturned, routes::RouteKey, session::Session,
 };
 use crate::{
     error::{DisconnectReason, RegisterError},
@@ -136,12 +136,12 @@ impl Handler<Unregister> for Router {
         let Unregister { process_id } = unregister;
         let route = self.detach(&process_id, context);
         self.unpark(context);
-        let route = route.inspect(|route| {
+        MessageResult(route.map(|route| {
             // Nobody will consume what it writes.
             if route.delivery.is_held_back() {
-                self.tell_consumed(process_id, None);
+                self.release(process_id, context);
             }
-        });
-        MessageResult(route.map(|route| route.delivery.last_seq()))
+            route.delivery.last_seq()
+        }))
     }
 }

@@ -315,7 +315,8 @@ impl Session {
     }
 
     /// Whether the server holds the process back, as a full pipe does, while the session does not consume:
-    /// then nothing is lost, however slow the session is, and nobody else notices. So it is by default where
+    /// then nothing is lost, however slow the session is, and nobody else notices. A session that keeps more
+    /// than its [`budget`](Session::budget) less 32 KiB waits in vain for the rest. So it is by default where
     /// the server [can](crate::protocol::Capabilities::output_window) and [`Mux::start`](crate::Mux::start)
     /// starts the process, unless the session would rather [fail](Overflow::Fail). Without it, a process that
     /// writes faster than its session consumes runs on, and what becomes of its output
@@ -329,10 +330,10 @@ impl Session {
     /// back.
     pub(crate) fn output_window(&self, budget: usize) -> Option<usize> {
         let budget = self.budget.unwrap_or(budget);
-        // The output with which the window is full has to fit, too.
-        let window = budget
-            .saturating_sub(cost(CHUNK))
-            .clamp(1, MAX_OUTPUT_WINDOW);
+        // Two outputs may come when the window is full, one of each stream, and should fit, too. If they do not,
+        // they are read again.
+        let window = budget.saturating_sub(2 * cost(CHUNK)).max(budget / 2);
+        let window = window.clamp(1, MAX_OUTPUT_WINDOW);
         (self.hold_back && self.overflow != Overflow::Fail).then_some(window)
     }
 

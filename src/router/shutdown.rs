@@ -132,8 +132,15 @@ impl Handler<Shutdown> for Router {
                     self.terminate(process_id, context);
                 }
             }
-            // Nobody helps them any more.
+            // Nobody consumes for them or helps them any more.
             Processes::Detach => {
+                let held_back: Vec<_> = (self.routes.iter_mut())
+                    .filter(|route| route.delivery.is_held_back())
+                    .map(|route| route.delivery.process_id().clone())
+                    .collect();
+                for process_id in held_back {
+                    self.release(process_id, context);
+                }
                 let records: Vec<_> = (self.routes.iter_mut())
                     .filter_map(|route| route.record.take())
                     .collect();

@@ -126,8 +126,14 @@ fn kind(method: &str) -> Kind {
         "initialize" => Kind::Initialize,
         "environment/info" => Kind::Info,
         "environment/status" => Kind::Status,
-        "process/start" | "process/read" | "process/write" | "process/terminate"
-        | "process/signal" | "process/closeStdin" | "process/resize" => Kind::Process,
+        "process/start"
+        | "process/read"
+        | "process/write"
+        | "process/terminate"
+        | "process/signal"
+        | "process/closeStdin"
+        | "process/resize"
+        | "process/releaseOutput" => Kind::Process,
         "fs/readFile" | "fs/writeFile" | "fs/createDirectory" | "fs/getMetadata"
         | "fs/readDirectory" | "fs/remove" | "fs/copy" | "fs/canonicalize" | "fs/walk"
         | "fs/open" | "fs/readBlock" | "fs/writeBlock" | "fs/close" => Kind::File,

@@ -46,8 +46,8 @@ use super::{
 };
 use crate::task::{self, Task};
 
-/// The client has consumed all output up to this `seq`, or does not tell any more.
-pub(super) struct Consumed(pub(super) Option<u64>);
+/// The client has consumed all output up to this `seq`.
+pub(super) struct Consumed(pub(super) u64);
 
 impl Message for Consumed {
     type Result = ();

@@ -181,7 +181,7 @@ struct SignalParams {
 #[serde(rename_all = "camelCase")]
 struct ConsumedParams {
     process_id: String,
-    seq: Option<u64>,
+    seq: u64,
 }
 
 fn signal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Signal, D::Error> {
@@ -254,6 +254,10 @@ fn action(method: &str, params: &RawValue) -> Result<(String, Action), RpcError>
             let params: IdParams = decode(params)?;
             (params.process_id, Action::CloseStdin)
         }
+        "process/releaseOutput" => {
+            let params: IdParams = decode(params)?;
+            (params.process_id, Action::ReleaseOutput)
+        }
         "process/terminate" => {
             let params: IdParams = decode(params)?;
             (params.process_id, Action::Terminate)
@@ -269,7 +273,7 @@ fn without_process(id: &str, action: &Action) -> Result<String, RpcError> {
             "unknown process id {id}"
         ))),
         Action::Write { .. } | Action::CloseStdin => Ok(status_json("unknownProcess")),
-        Action::Resize(_) | Action::Signal(_) => Ok("{}".to_owned()),
+        Action::Resize(_) | Action::Signal(_) | Action::ReleaseOutput => Ok("{}".to_owned()),
         Action::Terminate => Ok(r#"{"running":false}"#.to_owned()),
     }
 }

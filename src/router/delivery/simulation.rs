@@ -398,7 +398,7 @@ impl Run {
                 self.told.consume(count);
                 if self.woken.load(Ordering::SeqCst) {
                     self.woken.store(false, Ordering::SeqCst);
-                    self.delivery.credit_returned();
+                    let _has_room = self.delivery.credit_returned();
                     if let Some(seq) = self.delivery.consumed() {
                         assert!(seq <= self.told.consumed, "{seq} is still held");
                         self.consumed = Some(seq);
@@ -424,8 +424,7 @@ impl Run {
                         self.server.step();
                     }
                     self.delivery.interrupted();
-                    let told = self.delivery.told_consumed();
-                    self.consumed = (told > 0).then_some(told);
+                    self.consumed = self.delivery.told_consumed();
                 }
             }
         }

@@ -301,7 +301,7 @@ fn p5_what_was_dropped_is_read_when_credit_returns_and_then_pushes_count_again()
     assert!(delivery.wants_read());
     assert_eq!(delivery.next_read(), None, "no credit");
     held.truncate(2);
-    delivery.credit_returned();
+    assert!(delivery.credit_returned());
     let wanted = delivery.next_read();
     let expected = WantedRead {
         number: 1,
@@ -310,7 +310,7 @@ fn p5_what_was_dropped_is_read_when_credit_returns_and_then_pushes_count_again()
     };
     assert_eq!(wanted, None, "an output of full size would not fit");
     held.clear();
-    delivery.credit_returned();
+    assert!(delivery.credit_returned());
     assert_eq!(
         delivery.next_read(),
         Some(WantedRead {

@@ -3,53 +3,67 @@
 
 use std::collections::VecDeque;
 
-/// So many times in a window the server is told: before the process has to wait for it.
+/// So many times in a window the server is told, as long as the session keeps up.
 const TIMES: u64 = 4;
+
+/// So many times in a window it is known what is consumed. What has not come that far is never told.
+const MARKS: u64 = 64;
+
+/// As many marks are kept room for when there are none.
+const KEPT_MARKS: usize = 16;
 
 /// What is delivered to one session, and what of it is consumed, as far as the server has to know.
 ///
 /// It counts the credit of outputs: what has returned in all, and what will have when a mark is reached.
 #[derive(Debug)]
 pub(super) struct Window {
-    step: u64,
     /// How much has to be delivered for the next mark.
     mark_at: u64,
-    /// Those that are not reached, in order.
-    marks: VecDeque<Mark>,
-    told: u64,
+    holding: Holding,
 }
 
 #[derive(Debug)]
+enum Holding {
+    /// The server does not hold the process back.
+    Off,
+    /// It does while so many bytes are not told to be consumed.
+    On {
+        bytes: u64,
+        /// Those that are not reached, in order.
+        marks: VecDeque<Mark>,
+        told: Mark,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Default)]
 struct Mark {
     seq: u64,
     delivered: u64,
 }
 
-impl Default for Window {
+impl Window {
     /// The process is not held back.
-    fn default() -> Self {
+    pub(super) fn off() -> Self {
         Window {
-            step: 0,
             mark_at: u64::MAX,
-            marks: VecDeque::new(),
-            told: 0,
+            holding: Holding::Off,
         }
     }
-}
 
-impl Window {
     /// The process is held back while so much credit is not returned.
     pub(super) fn new(bytes: usize) -> Self {
-        let step = (bytes as u64 / TIMES).max(1);
         Window {
-            step,
-            mark_at: step,
-            ..Window::default()
+            mark_at: 0,
+            holding: Holding::On {
+                bytes: bytes as u64,
+                marks: VecDeque::new(),
+                told: Mark::default(),
+            },
         }
     }
 
-    pub(super) fn is_open(&self) -> bool {
-        self.step > 0
+    pub(super) fn is_on(&self) -> bool {
+        matches!(self.holding, Holding::On { .. })
     }
 
     /// Returns how much has to be delivered for there to be a [mark](Self::mark).
@@ -59,29 +73,50 @@ impl Window {
 
     /// Notes that so much is delivered with the output of this `seq`, and marks that if it is enough.
     pub(super) fn mark(&mut self, seq: u64, delivered: u64) {
-        if delivered >= self.mark_at {
-            self.mark_at = delivered.saturating_add(self.step);
-            self.marks.push_back(Mark { seq, delivered });
+        if let Holding::On { bytes, marks, .. } = &mut self.holding
+            && delivered >= self.mark_at
+        {
+            self.mark_at = delivered.saturating_add(*bytes / MARKS).max(1);
+            marks.push_back(Mark { seq, delivered });
         }
     }
 
-    /// Returns how much has to have returned for the next mark to be reached.
-    pub(super) fn next_mark(&self) -> Option<u64> {
-        self.marks.front().map(|mark| mark.delivered)
+    /// Returns how much has to have returned for there to be something to tell the server.
+    pub(super) fn tell_at(&self) -> Option<u64> {
+        let Holding::On { bytes, marks, told } = &self.holding else {
+            return None;
+        };
+        let (first, last) = (marks.front()?, marks.back()?);
+        // The session has much to consume, and the server may have stopped: each bit lets it go on.
+        if last.delivered - told.delivered > bytes / 2 {
+            return Some(first.delivered);
+        }
+        let enough = told.delivered + bytes / TIMES;
+        marks
+            .iter()
+            .map(|mark| mark.delivered)
+            .find(|&delivered| delivered >= enough)
     }
 
     /// Returns the `seq` of the last mark that is reached when so much has returned, if it is a new one.
     pub(super) fn consumed(&mut self, returned: u64) -> Option<u64> {
-        let reached = self
-            .marks
-            .partition_point(|mark| mark.delivered <= returned);
-        let last = self.marks.drain(..reached).next_back()?;
-        self.told = last.seq;
-        Some(last.seq)
+        let Holding::On { marks, told, .. } = &mut self.holding else {
+            return None;
+        };
+        let reached = marks.partition_point(|mark| mark.delivered <= returned);
+        *told = marks.drain(..reached).next_back()?;
+        if marks.is_empty() {
+            marks.shrink_to(KEPT_MARKS);
+        }
+        Some(told.seq)
     }
 
-    pub(super) fn told(&self) -> u64 {
-        self.told
+    /// Returns up to which `seq` everything was last told to be consumed, if anything was.
+    pub(super) fn told(&self) -> Option<u64> {
+        match &self.holding {
+            Holding::On { told, .. } if told.seq > 0 => Some(told.seq),
+            _ => None,
+        }
     }
 }
 
@@ -90,45 +125,82 @@ mod tests {
     use super::*;
 
     #[test]
-    fn p5_the_server_is_told_several_times_in_a_window() {
-        let mut window = Window::new(4000);
-        assert!(window.is_open());
-        for seq in 1..=8 {
-            window.mark(seq, seq * 600);
+    fn p5_a_session_that_keeps_up_tells_the_server_now_and_then() {
+        let mut window = Window::new(6400);
+        assert!(window.is_on());
+        let mut told = Vec::new();
+        for seq in 1..=20 {
+            let delivered = seq * 200;
+            window.mark(seq, delivered);
+            // Consumed at once.
+            if window.tell_at().is_some_and(|at| delivered >= at) {
+                told.extend(window.consumed(delivered));
+            }
         }
-        assert_eq!(window.next_mark(), Some(1200));
-        assert_eq!(window.consumed(1199), None);
-        assert_eq!(window.consumed(1200), Some(2));
-        assert_eq!((window.consumed(1200), window.told()), (None, 2));
-        assert_eq!(window.next_mark(), Some(2400));
-        assert_eq!(window.consumed(4700), Some(6), "the last that is reached");
-        assert_eq!(window.consumed(u64::MAX), Some(8));
-        assert_eq!((window.next_mark(), window.told()), (None, 8));
+        assert_eq!(told, [8, 16]);
+        assert_eq!(window.told(), Some(16));
     }
 
     #[test]
-    fn p5_what_is_never_told_is_less_than_a_window() {
-        for bytes in [0, 1, 3, 100, 10_000] {
-            let mut window = Window::new(bytes);
-            let mut delivered = 0;
-            for seq in 1..1000 {
-                delivered += 129 + seq * 97 % 8192;
-                window.mark(seq, delivered);
-                let consumed = window.consumed(delivered);
-                let untold = delivered.saturating_sub(window.mark_at() - window.step);
-                assert!(consumed.is_some() || untold < bytes as u64, "{bytes} {seq}");
+    fn p5_a_session_that_is_behind_tells_the_server_each_bit() {
+        let mut window = Window::new(6400);
+        for seq in 1..=32 {
+            window.mark(seq, seq * 200);
+        }
+        assert_eq!(window.tell_at(), Some(200));
+        assert_eq!((window.consumed(199), window.told()), (None, None));
+        assert_eq!(window.consumed(450), Some(2), "the last that is reached");
+        assert_eq!(window.tell_at(), Some(600));
+        assert_eq!(window.consumed(3300), Some(16));
+        assert_eq!(
+            window.tell_at(),
+            Some(3200 + 1600),
+            "it is not behind any more"
+        );
+        assert_eq!(window.consumed(u64::MAX), Some(32));
+        assert_eq!((window.tell_at(), window.consumed(u64::MAX)), (None, None));
+    }
+
+    /// A server that has sent all that it may gets to know of room as soon as there is some, whatever part of
+    /// it the session keeps.
+    #[test]
+    fn p5_what_a_session_keeps_holds_up_nothing_but_itself() {
+        for bytes in [1, 3, 100, 10_000, 1 << 20] {
+            for kept in [0, 1, bytes / 3, bytes / 4 * 3] {
+                let mut window = Window::new(bytes);
+                let (bytes, kept) = (bytes as u64, kept as u64);
+                let (mut delivered, mut returned, mut told, mut seq) = (0u64, 0, 0, 0);
+                let mut at = vec![0];
+                for _ in 0..2000 {
+                    // The server sends while it may, the session returns all but what it keeps.
+                    while delivered - told < bytes {
+                        seq += 1;
+                        delivered += 129 + seq * 97 % 700;
+                        at.push(delivered);
+                        window.mark(seq, delivered);
+                    }
+                    returned = returned.max(delivered.saturating_sub(kept));
+                    if window.tell_at().is_some_and(|at| returned >= at) {
+                        told = at[window.consumed(returned).unwrap() as usize];
+                    } else {
+                        let left = returned - told;
+                        assert!(left <= bytes / MARKS + 829, "{bytes} {kept}: {left} untold");
+                        break;
+                    }
+                }
+                // Of a window that is smaller than an output, nothing can be kept.
+                if kept == 0 || bytes >= 10_000 {
+                    assert!(told > bytes, "{bytes} {kept}: {told}");
+                }
             }
         }
     }
 
     #[test]
     fn p5_a_process_that_is_not_held_back_is_not_marked() {
-        let mut window = Window::default();
-        window.mark(1, u64::MAX - 1);
-        assert!(!window.is_open());
-        assert_eq!(
-            (window.next_mark(), window.consumed(u64::MAX)),
-            (None, None)
-        );
+        let mut window = Window::off();
+        window.mark(1, u64::MAX);
+        assert!(!window.is_on());
+        assert_eq!((window.tell_at(), window.consumed(u64::MAX)), (None, None));
     }
 }

@@ -120,15 +120,17 @@ impl Log {
             .is_none_or(|window| window.unconsumed < window.bytes)
     }
 
-    /// Notes that the client has consumed everything up to `seq`, or does not tell any more what it has.
-    /// Returns whether there is room again.
-    pub(super) fn consume(&mut self, seq: Option<u64>) -> bool {
+    /// Notes that the client does not tell any more what it has consumed. Returns whether there is room again.
+    pub(super) fn release(&mut self) -> bool {
         let had_room = self.has_room();
-        let Some(seq) = seq else {
-            self.window = None;
-            self.evict();
-            return !had_room;
-        };
+        self.window = None;
+        self.evict();
+        !had_room
+    }
+
+    /// Notes that the client has consumed everything up to `seq`. Returns whether there is room again.
+    pub(super) fn consume(&mut self, seq: u64) -> bool {
+        let had_room = self.has_room();
         let seq = seq.min(self.last_seq);
         let Some(window) = &mut self.window else {
             return false;
@@ -284,7 +286,7 @@ mod tests {
         let (seqs, _) = read(&log, 0, None);
         assert_eq!((seqs.len(), seqs[0]), (128, 73));
         assert!(log.has_room(), "nobody is waited for");
-        assert!(!log.consume(Some(100)));
+        assert!(!log.consume(100));
     }
 
     #[test]
@@ -294,9 +296,9 @@ mod tests {
         assert!(log.has_room());
         write(&mut log, 8192);
         assert!(!log.has_room());
-        assert!(log.consume(Some(1)));
-        assert!(log.has_room() && !log.consume(Some(1)) && !log.consume(Some(0)));
-        assert!(!log.consume(Some(99)), "there was room already");
+        assert!(log.consume(1));
+        assert!(log.has_room() && !log.consume(1) && !log.consume(0));
+        assert!(!log.consume(99), "there was room already");
         assert_eq!(read(&log, 0, None).0, [1, 2], "consumed is not gone");
         let mut log = Log::new(Some(1 << 20));
         for _ in 0..300 {
@@ -307,7 +309,7 @@ mod tests {
             300,
             "read or not, it is not dropped"
         );
-        assert!(log.consume(Some(299)));
+        assert!(log.consume(299));
         assert_eq!(read(&log, 0, None).0.len(), 128);
     }
 
@@ -327,8 +329,8 @@ mod tests {
         for _ in 0..300 {
             write(&mut log, 8192);
         }
-        assert!(log.consume(None));
+        assert!(log.release());
         assert_eq!(read(&log, 0, None).0.len(), 128, "only the newest");
-        assert!(log.has_room() && !log.consume(None) && !log.consume(Some(1)));
+        assert!(log.has_room() && !log.release() && !log.consume(1));
     }
 }

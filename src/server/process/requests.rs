@@ -25,6 +25,8 @@ pub(in crate::server) enum Action {
     CloseStdin,
     Resize(Size),
     Signal(Signal),
+    /// It is not held back any more.
+    ReleaseOutput,
     Terminate,
 }
 
@@ -116,6 +118,12 @@ impl Handler<Act> for Process {
             Action::Signal(signal) => {
                 if is_running {
                     self.group.signal(signal);
+                }
+                now(done())
+            }
+            Action::ReleaseOutput => {
+                if self.shared.log.borrow_mut().release() {
+                    self.shared.room.notify_waiters();
                 }
                 now(done())
             }
