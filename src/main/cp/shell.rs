@@ -119,10 +119,12 @@ async fn follow(mut events: SessionEvents) -> Result<Vec<u8>, Failure> {
             SessionEvent::Closed(closed) => {
                 return match closed.exit_code {
                     Some(0) => Ok(stdout),
-                    Some(exit_code) => Err(Failure::Exited {
+                    Some(exit_code @ 1..=128) => Err(Failure::Exited {
                         exit_code,
                         stderr: String::from_utf8_lossy(&stderr).into_owned(),
                     }),
+                    // Old servers say -1.
+                    Some(_) => Err(Failure::unknown("a signal has ended sh, or what it ran")),
                     None => Err(Failure::unknown("the server did not tell how sh ended")),
                 };
             }
