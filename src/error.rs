@@ -341,10 +341,11 @@ impl CallError {
 #[non_exhaustive]
 pub enum HelperFailure {
     /// There is no record of the process: the directory for temporary files could not be written to from
-    /// within it.
+    /// within it. Or the record is not its user's own.
     #[error("finds no record of the process, which could not write one to the temporary directory")]
     NotRecorded,
-    /// The process runs, but not under the pid that it knows of itself: it is in a sandbox.
+    /// The process runs, but not under the pid that it knows of itself: it is in a sandbox. Or nothing there
+    /// tells when a process began, neither `/proc` nor `ps -o lstart`.
     #[error("does not see the process, which a sandbox may hide")]
     NotFound,
     /// The process does not run on a pty.

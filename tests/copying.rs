@@ -261,6 +261,109 @@ async fn what_a_server_has_half_replaced_is_removed() {
     assert!(names(&there.0).is_empty());
 }
 
+/// The path that a request is about, as a request names it, that only has one.
+fn path(request: &serde_json::Value) -> Option<&str> {
+    let path = request["params"]["path"].as_str()?;
+    Some(path.trim_start_matches("file://"))
+}
+
+#[actix::test]
+async fn what_cannot_be_looked_at_is_not_replaced() {
+    let serving = Serving::start(&[]).await;
+    let (here, there) = sides();
+    write(here.at("file"), "new", 0o644);
+    write(there.at("old"), "old", 0o644);
+    let old = there.at("old");
+    let mut is_placed = false;
+    let server = Between::start(&serving.url, move |request| {
+        match request["method"].as_str() {
+            Some("process/start") => {
+                is_placed = true;
+                Verdict::Reject(-32603, "no commands here")
+            }
+            Some("fs/getMetadata") if is_placed && path(request) == Some(&old) => {
+                Verdict::Reject(-32603, "the disk is tired")
+            }
+            // It would be half-written then.
+            Some("fs/copy") => {
+                fs::write(&old, "n").unwrap();
+                Verdict::Reject(-32603, "No space left on device")
+            }
+            _ => Verdict::Forward,
+        }
+    })
+    .await;
+    let to = remote(there.at("old"));
+    let (code, _, stderr) = copy(&server.url, &here.at("file"), &to).await;
+    assert_eq!(code, Some(125), "{stderr}");
+    assert!(stderr.contains("cannot look at its place"), "{stderr}");
+    assert!(stderr.contains("the disk is tired"), "{stderr}");
+    assert_eq!(names(&there.0), ["old"]);
+    assert_eq!(fs::read(there.at("old")).unwrap(), b"old");
+}
+
+#[actix::test]
+async fn what_is_in_place_without_an_answer_is_no_failure() {
+    let serving = Serving::start(&[]).await;
+    let (here, there) = sides();
+    write(here.at("file"), "new", 0o644);
+    write(there.at("old"), "old", 0o644);
+    let mut first = None;
+    let server = Between::start(&serving.url, move |request| {
+        match request["method"].as_str() {
+            Some("process/start") => {
+                let params = &request["params"];
+                let id = params["processId"].as_str().unwrap().to_owned();
+                if first.get_or_insert_with(|| id.clone()) != &id {
+                    return Verdict::Forward;
+                }
+                // The command has run, and nobody will ever know.
+                let argv = params["argv"].as_array().unwrap();
+                let [.., from, to] = &argv[..] else {
+                    panic!("{argv:?}")
+                };
+                let _moved = fs::rename(from.as_str().unwrap(), to.as_str().unwrap());
+                Verdict::Cut
+            }
+            _ => Verdict::Forward,
+        }
+    })
+    .await;
+    let to = remote(there.at("old"));
+    let (code, _, stderr) = copy(&server.url, &here.at("file"), &to).await;
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(names(&there.0), ["old"]);
+    assert_eq!(fs::read(there.at("old")).unwrap(), b"new");
+}
+
+#[actix::test]
+async fn a_copy_that_is_not_whole_is_said() {
+    let serving = Serving::start(&[]).await;
+    let (here, there) = sides();
+    write(here.at("file"), "new", 0o644);
+    let new = there.at("new");
+    let mut is_copied = false;
+    let server = Between::start(&serving.url, move |request| {
+        match request["method"].as_str() {
+            Some("process/start") => return Verdict::Reject(-32603, "no commands here"),
+            Some("fs/copy") => is_copied = true,
+            Some("fs/getMetadata") if is_copied && path(request) == Some(&new) => {
+                fs::write(&new, "n").unwrap();
+            }
+            _ => {}
+        }
+        Verdict::Forward
+    })
+    .await;
+    let to = remote(there.at("new"));
+    let (code, _, stderr) = copy(&server.url, &here.at("file"), &to).await;
+    assert_eq!(code, Some(125), "{stderr}");
+    assert!(
+        stderr.contains("3 bytes were copied, but at its place are 1"),
+        "{stderr}"
+    );
+}
+
 const MIB: usize = 1 << 20;
 
 fn is_block(request: &serde_json::Value) -> bool {

@@ -17,8 +17,10 @@ use execmux::{
     StartError, StartProcess,
     protocol::{Signal, TerminalSize},
 };
+use serde_json::json;
 use support::{
     exec_server::{EMBEDDED, ExecServer, scenarios},
+    peer::{Peer, config},
     recorder::Recorder,
     soon,
 };
@@ -410,4 +412,56 @@ async fn nothing_is_left_of_many_that_are_shut_down(server: ExecServer) {
             assert_eq!(running.record(), None, "{shutdown:?}");
         }
     }
+}
+
+/// Starts a process for helpers on a scripted server without signals.
+async fn start_at(peer: &mut Peer, mux: &Mux, process_id: &str, tty: bool) -> SessionEvents {
+    let process = StartProcess::new(process_id, ["true"], "/")
+        .tty(tty)
+        .helper_processes(true);
+    let (session, events) = Session::stream();
+    let answering = async {
+        let request = peer.expect("process/start").await;
+        peer.answer(&request, json!({"processId": process_id}))
+            .await;
+    };
+    let (started, ()) = tokio::join!(mux.start(process, session), answering);
+    started.unwrap();
+    events
+}
+
+#[actix::test]
+async fn what_a_terminal_echoes_does_not_say_that_there_is_a_record() {
+    for (tty, stream, tries) in [(false, "stdout", "1"), (true, "pty", "200")] {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let mut events = start_at(&mut peer, &mux, "p", tty).await;
+        peer.output("p", 1, stream, "typed").await;
+        let event = soon(events.recv()).await;
+        assert!(matches!(event, Some(SessionEvent::Output(_))), "{event:?}");
+        let signalling = actix::spawn({
+            let mux = mux.clone();
+            async move { mux.signal("p", Signal::Terminate).await }
+        });
+        let helper = peer.expect("process/start").await;
+        assert_eq!(helper.params["argv"][4], tries);
+        signalling.abort();
+    }
+}
+
+#[actix::test]
+async fn a_shutdown_waits_for_records_that_could_not_be_removed_at_once() {
+    let mut config = config();
+    config.max_calls_in_flight = 1;
+    let (mux, mut peer) = Peer::connect(config).await;
+    let _a = start_at(&mut peer, &mux, "a", false).await;
+    let _b = start_at(&mut peer, &mux, "b", false).await;
+    let shutdown = actix::spawn(async move { mux.router().send(Shutdown::detach()).await });
+    let mut removed = Vec::new();
+    for _ in 0..2 {
+        let request = peer.expect("fs/remove").await;
+        removed.push(request.params["path"].clone());
+        peer.answer(&request, json!({})).await;
+    }
+    assert_ne!(removed[0], removed[1]);
+    soon(shutdown).await.unwrap().unwrap();
 }

@@ -6,7 +6,12 @@ mod support;
 
 use std::process::{Output, Stdio};
 
-use support::{exec_server::ExecServer, proxy::Proxy, soon};
+use support::{
+    between::{Between, Verdict},
+    exec_server::ExecServer,
+    proxy::Proxy,
+    soon,
+};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     process::{Child, Command},
@@ -30,7 +35,11 @@ async fn output(arguments: &[&str]) -> Output {
 
 /// Runs `argv` on the server and returns exit code, stdout and stderr.
 async fn run(server: &ExecServer, options: &[&str], argv: &[&str]) -> (i32, String, String) {
-    let output = output(&[&["run", "--url", &server.url], options, &["--"], argv].concat()).await;
+    run_at(&server.url, options, argv).await
+}
+
+async fn run_at(url: &str, options: &[&str], argv: &[&str]) -> (i32, String, String) {
+    let output = output(&[&["run", "--url", url], options, &["--"], argv].concat()).await;
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (
         output.status.code().unwrap(),
@@ -274,6 +283,39 @@ async fn signals_are_passed_on_to_servers_that_have_none() {
             });
             assert_eq!(records, [0, 0], "nothing is left");
         }
+    }
+}
+
+#[actix::test]
+async fn a_server_without_a_shell_runs_commands_all_the_same() {
+    for version in ["0.120.0", "0.169.0"] {
+        let Some(server) = ExecServer::start(version, "program_no_shell").await else {
+            return;
+        };
+        let between = Between::start(&server.url, |request| {
+            match request["params"]["argv"][0].as_str() {
+                Some("/bin/sh") => Verdict::Reject(-32603, "no shell here"),
+                _ => Verdict::Forward,
+            }
+        })
+        .await;
+        let url = &between.url;
+        assert_eq!(
+            run_at(url, &[], &["echo", "up"]).await,
+            (0, "up\n".into(), String::new())
+        );
+        let (code, stdout, _) = run_at(url, &["--tty", "-n"], &["echo", "up"]).await;
+        assert_eq!((code, &*stdout), (0, "up\r\n"));
+        let (code, stdout, stderr) = run_at(url, &[], &["/no/such/program"]).await;
+        assert_eq!((code, &*stdout), (125, ""), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(!stderr.contains("no shell here"), "{stderr}");
+        // A signal still ends it.
+        let mut child = spawn_at(url, &["-n"], &["sh", "-c", "echo up; exec sleep 600"]);
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert_eq!(soon(lines.next_line()).await.unwrap().unwrap(), "up");
+        signal(&child, "TERM").await;
+        assert_ne!(soon(child.wait()).await.unwrap().code(), Some(0));
     }
 }
 

@@ -10,6 +10,7 @@ use pty_process::Size;
 use rustix::process::Signal;
 use sha2::{Digest as _, Sha256};
 use support::{
+    between::{Between, Verdict},
     exec_server::ExecServer,
     jwt,
     program::{Directory, Serving, Terminal, execmux, said, signal, stopped, with_input},
@@ -321,4 +322,22 @@ async fn a_terminal_on_a_real_server_follows_the_size_of_ours() {
         signal(&terminal.child, Signal::TERM);
         assert_eq!(terminal.end().await, Some(5));
     }
+}
+
+#[actix::test]
+async fn a_terminal_without_a_shell_on_the_server_has_the_usual_size() {
+    let Some(server) = ExecServer::start("0.169.0", "terminal_no_shell").await else {
+        return;
+    };
+    let between = Between::start(&server.url, |request| {
+        match request["params"]["argv"][0].as_str() {
+            Some("/bin/sh") => Verdict::Reject(-32603, "no shell here"),
+            _ => Verdict::Forward,
+        }
+    })
+    .await;
+    let arguments = ["run", "--url", &between.url, "--tty", "--", "stty", "size"];
+    let mut terminal = Terminal::start(&arguments, (30, 120));
+    terminal.see("24 80").await;
+    assert_eq!(terminal.end().await, Some(0));
 }

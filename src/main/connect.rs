@@ -24,7 +24,7 @@ pub(crate) const DEFAULT_PATH: &str =
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Where the server is.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct ServerOptions {
     /// Where the server listens: ws://HOST:PORT [default: on this machine, in this program]
     #[arg(long, env = "EXECMUX_URL", hide_env_values = true)]

@@ -5,7 +5,7 @@ use std::{
     io::{self, IsTerminal as _},
 };
 
-use actix::{Actor, ActorContext as _, Context, Handler, System};
+use actix::{Actor, ActorContext as _, Addr, Context, Handler, System};
 use actix_rt::time::timeout;
 use bytes::Bytes;
 use clap::Args;
@@ -30,7 +30,7 @@ Exit code: that of the command, 128 + n if signal n has ended it; 125 if somethi
 connection is lost for good; 127 if there is no such command, on a server that needs a shell to start it.
 Ctrl-C interrupts the command; a second one leaves. SIGTERM and SIGHUP are passed on. Where the server cannot send
 signals or resize terminals, short processes beside the command do, and a shell starts it so that they find it; where
-there is no POSIX shell, a signal terminates it.
+there is no POSIX shell, a signal terminates it, and a terminal has 24 rows and 80 columns.
 With --tty in a terminal every key goes to the command, Ctrl-Z too; a SIGTSTP from elsewhere stops this program, with the
 terminal as it was until it is continued.
 
@@ -115,16 +115,9 @@ impl Run {
             is_raw: self.tty && !self.no_stdin && io::stdin().is_terminal(),
         };
         let is_helped = remote.has_posix_shell();
-        let mut process = remote
-            .process(self.argv, &self.place)
-            .tty(self.tty)
-            .helper_processes(is_helped);
+        let mut process = remote.process(self.argv, &self.place).tty(self.tty);
         let mut input = None;
-        if self.tty {
-            if let Some(size) = terminal::size() {
-                process = process.size(size);
-            }
-        } else if command.forward_stdin {
+        if !self.tty && command.forward_stdin {
             // Of a server that cannot close stdin, a command finds the end of a file all the same.
             if !remote.capabilities.close_stdin {
                 input =
@@ -139,7 +132,26 @@ impl Run {
         {
             process = process.env("TERM", term);
         }
-        let result = command.follow(&remote, process, input, signals).await;
+        let can_resize = remote.capabilities.resize;
+        let size = terminal::size().filter(|_| self.tty);
+        if can_resize && let Some(size) = size {
+            process = process.size(size);
+        }
+        let needs_shell = !remote.capabilities.signals || self.tty && !can_resize;
+        let mut plain = None;
+        if is_helped && needs_shell {
+            plain = Some(process.clone());
+            process = process.helper_processes(true);
+            if let Some(size) = size {
+                process = process.size(size);
+            }
+        }
+        let start = Start {
+            process,
+            plain,
+            input,
+        };
+        let result = command.follow(&remote, start, signals).await;
         let has_ended = matches!(
             result,
             Ok(Ended {
@@ -157,6 +169,45 @@ impl Run {
     }
 }
 
+/// How the command is started.
+struct Start {
+    process: StartProcess,
+    /// Without what takes a shell: for when there is none.
+    plain: Option<StartProcess>,
+    input: Option<Bytes>,
+}
+
+impl Start {
+    async fn send(self, remote: &Remote, terminal: Addr<Terminal>) -> Result<Started, StartError> {
+        let Start {
+            process,
+            plain,
+            input,
+        } = self;
+        let started = send(remote, process, input.clone(), terminal.clone()).await;
+        match (started, plain) {
+            (Err(StartError::Call(error @ CallError::Rejected { .. })), Some(plain)) => {
+                debug!("the command is started without a shell: {error}");
+                send(remote, plain, input, terminal).await
+            }
+            (started, _) => started,
+        }
+    }
+}
+
+async fn send(
+    remote: &Remote,
+    process: StartProcess,
+    input: Option<Bytes>,
+    terminal: Addr<Terminal>,
+) -> Result<Started, StartError> {
+    let session = terminal.recipient();
+    match input {
+        Some(input) => remote.mux.start_with_input(process, session, input).await,
+        None => remote.mux.start(process, session).await,
+    }
+}
+
 /// What this side does for the command while it runs.
 struct Command {
     forward_stdin: bool,
@@ -169,24 +220,16 @@ impl Command {
     async fn follow(
         &self,
         remote: &Remote,
-        process: StartProcess,
-        input: Option<Bytes>,
+        start: Start,
         mut signals: mpsc::UnboundedReceiver<Signal>,
     ) -> Result<Ended, String> {
-        let process_id = &process.process_id().clone();
+        let process_id = &start.process.process_id().clone();
         let (outcome, mut ended) = oneshot::channel();
         let terminal = Terminal::start_in_arbiter(&remote.arbiter, |_| Terminal {
             outcome: Some(outcome),
         });
-        let start = async {
-            match input {
-                Some(input) => {
-                    let session = terminal.recipient();
-                    remote.mux.start_with_input(process, session, input).await
-                }
-                None => remote.mux.start(process, terminal.recipient()).await,
-            }
-        };
+        // It alone holds the session's actor.
+        let start = start.send(remote, terminal);
         let forwarding = async {
             if self.forward_stdin {
                 stdin::forward(remote, process_id, self.tty).await;

@@ -15,7 +15,7 @@ use crate::{
     router::{FindRecord, Found, Session, SessionEvent, is_unknown_process},
 };
 
-/// How long a helper may take. It looks for its process for 10 s at most.
+/// How long a helper may take. It looks for its process for about 10 s.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often it is looked meanwhile whether the process has exited, and the helper has nothing to do.

@@ -21,7 +21,7 @@ pub(crate) struct Record {
 pub(super) const VARIABLE: &str = "EXECMUX_RECORD";
 
 /// How long a helper looks for the file of a process that may not have written it yet, in twentieths of a
-/// second.
+/// second: about 10 s.
 const TRIES: u32 = 200;
 
 /// Exit code of a helper that has not found the file.
@@ -53,18 +53,26 @@ const WRITE: &str = r#"
 unset EXECMUX_RECORD
 "#;
 
-/// Waits for the file, at most so often as the first argument says, and looks for the process.
+/// Waits for the file, as long as the first argument says, and looks for the process.
+///
+/// A file of another user's, or a link, is not believed: it would say who gets signals. POSIX does not have `-O`;
+/// dash, bash, ksh, zsh and busybox do. A `sleep` may only know whole seconds. Where nothing tells when a process
+/// began, any that has the pid would be taken for it, so none is.
 const FIND: &str = r#"
 tries=$1
-until [ -s "$EXECMUX_RECORD" ] &&
+until [ -s "$EXECMUX_RECORD" ] && [ -O "$EXECMUX_RECORD" ] && [ ! -L "$EXECMUX_RECORD" ] &&
     { read -r pid && read -r born && read -r tty; } <"$EXECMUX_RECORD"
 do
-    tries=$((tries - 1))
-    [ "$tries" -gt 0 ] || exit 3
-    sleep 0.05 || sleep 1
+    [ "$tries" -gt 1 ] || exit 3
+    if sleep 0.05 2>/dev/null; then
+        tries=$((tries - 1))
+    else
+        sleep 1
+        tries=$((tries - 20))
+    fi
 done
 lives() {
-    [ "$(began "$pid")" = "$born" ] || exit 4
+    [ -n "$born" ] && [ "$(began "$pid")" = "$born" ] || exit 4
 }
 lives
 "#;
@@ -157,7 +165,10 @@ impl fmt::Debug for Record {
 mod tests {
     use std::{
         fs, io,
-        os::unix::process::{CommandExt as _, ExitStatusExt as _},
+        os::unix::{
+            fs::{PermissionsExt as _, chown, symlink},
+            process::{CommandExt as _, ExitStatusExt as _},
+        },
         process::{Child, Command, Output, Stdio},
     };
 
@@ -222,6 +233,59 @@ mod tests {
         let gone = output(&record.signal(Signal::Kill, true));
         assert_eq!(gone.status.code(), Some(NOT_FOUND), "{gone:?}");
         fs::remove_file(record.path()).unwrap();
+    }
+
+    #[test]
+    fn a_process_of_which_nothing_says_when_it_began_is_not_found() {
+        let (_, record) = recorded();
+        let mut gone = Command::new("true").spawn().unwrap();
+        gone.wait().unwrap();
+        fs::write(record.path(), format!("{}\n\n?\n", gone.id())).unwrap();
+        let none = output(&record.signal(Signal::Terminate, true));
+        assert_eq!(none.status.code(), Some(NOT_FOUND), "{none:?}");
+        fs::remove_file(record.path()).unwrap();
+    }
+
+    #[test]
+    fn a_record_that_another_can_have_made_is_not_believed() {
+        let (process, record) = recorded();
+        let mut process = spawn(&process).unwrap();
+        let helped = output(&record.signal(Signal::Continue, false));
+        assert_eq!(helped.status.code(), Some(0), "{helped:?}");
+        let (_, linked) = recorded();
+        symlink(record.path(), linked.path()).unwrap();
+        let none = output(&linked.signal(Signal::Kill, true));
+        assert_eq!(none.status.code(), Some(NOT_RECORDED), "{none:?}");
+        // Only root can give files away.
+        if chown(record.path(), Some(65534), None).is_ok() {
+            let none = output(&record.signal(Signal::Kill, true));
+            assert_eq!(none.status.code(), Some(NOT_RECORDED), "{none:?}");
+        }
+        assert_eq!(process.try_wait().unwrap(), None);
+        process.kill().unwrap();
+        process.wait().unwrap();
+        fs::remove_file(linked.path()).unwrap();
+        fs::remove_file(record.path()).unwrap();
+    }
+
+    #[test]
+    fn a_helper_looks_no_longer_where_sleep_only_knows_whole_seconds() {
+        let (_, record) = recorded();
+        // The directory of a sleep that counts the seconds.
+        let directory = std::env::temp_dir().join(unguessable_name());
+        fs::create_dir(&directory).unwrap();
+        let [sleep, slept] = ["sleep", "slept"].map(|name| directory.join(name));
+        let script = format!(
+            "#!/bin/sh\ncase $1 in *.*) exit 1; esac\necho $1 >>{}\n",
+            slept.display()
+        );
+        fs::write(&sleep, script).unwrap();
+        fs::set_permissions(&sleep, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}:/usr/bin:/bin", directory.display());
+        let none = output(&record.signal(Signal::Terminate, false).env("PATH", path));
+        assert_eq!(none.status.code(), Some(NOT_RECORDED), "{none:?}");
+        assert_eq!(fs::read_to_string(slept).unwrap(), "1\n".repeat(10));
+        fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]

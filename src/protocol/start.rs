@@ -131,8 +131,11 @@ impl StartProcess {
     /// Sets the size of its pty. Without a [`tty`](Self::tty) it means nothing.
     ///
     /// Servers without [`resize`](Capabilities::resize) start a pty with 24 rows and 80 columns. There
-    /// [`Mux::start`](crate::Mux::start) has a shell set the size before it becomes the program: one that
-    /// is not found is then no error, but an exit code of 127.
+    /// [`Mux::start`](crate::Mux::start) has `/bin/sh` set the size before it becomes the program: one that
+    /// is not found is then no error, but an exit code of 127. The shell adds `PWD` to the environment, some
+    /// `SHLVL` and others too. Many drop variables whose names are not made of letters, digits and underscores,
+    /// as `a.b` is: given such a variable, the program starts without the size, as it can do with that rather
+    /// than without the variable; one that is inherited may be lost.
     pub fn size(mut self, size: TerminalSize) -> Self {
         self.size = Some(size);
         self
@@ -153,7 +156,9 @@ impl StartProcess {
     /// event.
     ///
     /// A process without a session is not helped, and one with an [`arg0`](Self::arg0) not started on those
-    /// servers. In a sandbox that hides its pid or the directory, signals end as
+    /// servers. One with a variable that a shell may drop is started without it, and not helped
+    /// ([`Unsupported`](crate::CallError::Unsupported)): see [`size`](Self::size) for that, and for what a
+    /// shell adds to the environment. In a sandbox that hides its pid or the directory, signals end as
     /// [`HelperFailed`](crate::CallError::HelperFailed).
     pub fn helper_processes(mut self, allowed: bool) -> Self {
         self.helper_processes = allowed;
@@ -171,6 +176,19 @@ impl StartProcess {
         self.helper_processes && !(capabilities.signals && (capabilities.resize || !self.tty))
     }
 
+    /// Whether the variables given for it reach a program that a shell becomes: many shells drop those with
+    /// other names.
+    fn passes_a_shell(&self) -> bool {
+        let of_policy = self.env_policy.iter().flat_map(|policy| policy.set.keys());
+        self.env.keys().chain(of_policy).all(|name| {
+            !name.starts_with(|first: char| first.is_ascii_digit())
+                && !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|it| it.is_ascii_alphanumeric() || it == b'_')
+        })
+    }
+
     /// Has a shell do what the server cannot: set the size of the pty, and write a record for helpers, to a
     /// file in the directory `temporary`.
     pub(crate) fn adapted(
@@ -184,9 +202,15 @@ impl StartProcess {
         }
         let is_unsized = self.tty && !capabilities.resize;
         let size = self.size.filter(|size| is_unsized && size.check().is_ok());
-        let record = self
-            .needs_helpers(capabilities)
-            .then(|| Record::new(temporary, self.tty));
+        let needs_helpers = self.needs_helpers(capabilities);
+        if !self.passes_a_shell() {
+            self.helper_processes &= !needs_helpers;
+            if size.is_some() {
+                self.size = None;
+            }
+            return (self, None);
+        }
+        let record = needs_helpers.then(|| Record::new(temporary, self.tty));
         if size.is_none() && record.is_none() {
             return (self, None);
         }
@@ -551,6 +575,43 @@ mod tests {
         let params = encoded_params(PathSpelling::Plain, &native);
         assert_eq!((&params["argv"][0], record), (&json!("vi"), None));
         assert_eq!(native.supported_by(&capabilities), Ok(()));
+    }
+
+    #[test]
+    fn a_variable_that_a_shell_may_drop_keeps_the_shell_away() {
+        let start = StartProcess::new("p", ["vi"], "/")
+            .tty(true)
+            .size(TerminalSize::new(5, 6))
+            .helper_processes(true);
+        let capabilities = Capabilities::default();
+        let mut policy = EnvironmentPolicy::new(InheritEnvironment::Core);
+        policy.set.insert("a.b".into(), "1".into());
+        let dropped = ["a.b", "FOO-BAR", "1A", "Ä", ""].map(|name| start.clone().env(name, "1"));
+        for start in dropped
+            .into_iter()
+            .chain([start.clone().env_policy(policy)])
+        {
+            let (adapted, record) = start.adapted(&capabilities, Path::new("/t"));
+            assert_eq!(record, None);
+            assert_eq!(adapted.supported_by(&capabilities), Ok(()));
+            let params = encoded_params(PathSpelling::Plain, &adapted);
+            assert_eq!(params["argv"], json!(["vi"]));
+            assert_eq!(params.get("size"), None);
+        }
+        let kept = start.clone().env("_A1", "1");
+        assert!(kept.adapted(&capabilities, Path::new("/t")).1.is_some());
+        // What the server can it does.
+        let start = start.env("a.b", "1");
+        let capabilities = Capabilities {
+            signals: true,
+            resize: true,
+            ..capabilities
+        };
+        let (native, _) = start.adapted(&capabilities, Path::new("/t"));
+        assert_eq!(
+            encoded_params(PathSpelling::Plain, &native)["size"]["rows"],
+            5
+        );
     }
 
     #[test]

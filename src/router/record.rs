@@ -1,6 +1,8 @@
 //! The records of processes that are started by a shell, for helper processes to find them: who asks for one,
 //! and how they go when they are not needed any more.
 
+use std::{mem, time::Duration};
+
 use actix::{AsyncContext as _, Context, Handler, Message, MessageResult, WeakAddr};
 use bytestring::ByteString;
 use log::debug;
@@ -12,6 +14,9 @@ use crate::{
     protocol::{ProcessId, Record, Repeat},
 };
 
+/// When a removal is tried again that a shutdown waits for.
+const AGAIN: Duration = Duration::from_millis(50);
+
 /// Asks how a helper process finds a process.
 pub(crate) struct FindRecord {
     pub(crate) process_id: ProcessId,
@@ -21,7 +26,8 @@ pub(crate) struct FindRecord {
 pub(crate) enum Found {
     Recorded {
         record: Record,
-        /// Whether the process has been heard of, so that the record is written by now if it ever will be.
+        /// Whether the process itself has been heard of, so that the record is written by now if it ever
+        /// will be.
         is_written: bool,
     },
     /// It was not started for that.
@@ -64,6 +70,13 @@ impl Router {
             }),
         });
     }
+
+    /// Tries those removals again that have failed.
+    pub(super) fn remove_unremoved(&mut self, context: &Context<Self>) {
+        for record in mem::take(&mut self.unremoved) {
+            self.remove_record(record, context);
+        }
+    }
 }
 
 impl Handler<FindRecord> for Router {
@@ -77,7 +90,8 @@ impl Handler<FindRecord> for Router {
                 None => Found::NotRecorded,
                 Some(record) => Found::Recorded {
                     record: record.clone(),
-                    is_written: route.delivery.has_begun(),
+                    // A pty echoes what is typed before the process has done anything.
+                    is_written: route.delivery.has_begun() && !record.is_tty(),
                 },
             },
         })
@@ -90,9 +104,13 @@ impl Handler<RecordRemoved> for Router {
     fn handle(&mut self, removed: RecordRemoved, context: &mut Self::Context) {
         self.removals -= 1;
         if let Some(record) = removed.again {
-            // With the next check of the sessions.
             self.unremoved.push(record);
-            self.check_sessions(context);
+            if self.is_draining() {
+                context.run_later(AGAIN, |router, context| router.remove_unremoved(context));
+            } else {
+                // With the next check of the sessions.
+                self.check_sessions(context);
+            }
         }
         // Servers drop what is not answered when the connection closes.
         self.close_if_drained();

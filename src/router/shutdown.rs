@@ -80,10 +80,22 @@ pub(super) struct Draining {
 }
 
 impl Router {
+    /// Whether a shutdown waits for something.
+    pub(super) fn is_draining(&self) -> bool {
+        matches!(
+            self.state,
+            State::Open {
+                draining: Some(_),
+                ..
+            }
+        )
+    }
+
     /// Closes the connection of a shutdown that has nothing to wait for any more.
     pub(super) fn close_if_drained(&mut self) {
         if let State::Open { draining, .. } = &mut self.state
             && self.removals == 0
+            && self.unremoved.is_empty()
             && let Some(Draining { until, .. }) =
                 draining.take_if(|it| it.processes == Processes::Detach || self.routes.is_empty())
         {
@@ -149,6 +161,7 @@ impl Handler<Shutdown> for Router {
                 }
             }
         }
+        self.remove_unremoved(context);
         self.close_if_drained();
         Box::pin(async {
             // Sent when the connection is gone, or dropped with the router, which is as good.

@@ -48,7 +48,7 @@ async fn ask_about(remote: &Remote, files: &[File]) -> Result<Vec<u8>, String> {
     let folder = files.first().and_then(|file| file.source.parent());
     let answers = shell::run(remote, folder.unwrap_or(Path::new("/")), SCRIPT, paths)
         .await
-        .map_err(|failure| failure.problem)?;
+        .map_err(|failure| failure.to_string())?;
     if answers.len() != files.len() {
         return Err("the answer is not one for each".to_owned());
     }

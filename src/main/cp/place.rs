@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
-use execmux::protocol::RemovePath;
+use execmux::{
+    Call, CallError,
+    protocol::{CopyPath, ErrorCode, Metadata, RemovePath},
+};
 use log::debug;
 
 use super::{
     shell::{self, Failure},
-    transfer::Problem,
+    transfer::{Problem, SLOW},
 };
 use crate::connect::Remote;
 
@@ -35,38 +38,53 @@ pub(super) async fn put(
 ) -> Result<Placed, Problem> {
     match rename(remote, temporary, destination, mode).await {
         Ok(()) => return Ok(Placed::Renamed),
-        Err(Failure {
-            exit_code: Some(TAKEN),
-            ..
+        Err(Failure::Exited {
+            exit_code: TAKEN, ..
         }) => return Err(taken(destination)),
-        Err(failure) => debug!(
-            "a file is copied into place, as it cannot be renamed: {}",
-            failure.problem
-        ),
+        // It may be in place, and would be copied to itself from nowhere, or yet be renamed while it is copied.
+        Err(Failure::Unknown(problem)) => {
+            return Err(problem.within("it is not known whether it is in place"));
+        }
+        Err(failure) => {
+            debug!("a file is copied into place, as it cannot be renamed: {failure}");
+        }
     }
-    let before = remote.mux.metadata(destination).await.ok();
+    let before = look(remote, destination)
+        .await
+        .map_err(|error| Problem::from(error).within("cannot look at its place"))?;
     if before.as_ref().is_some_and(|it| !it.is_file) {
         return Err(taken(destination));
     }
-    let Err(error) = remote.mux.copy(temporary, destination).await else {
+    let copy = Call::new(CopyPath::new(temporary, destination)).timeout(SLOW);
+    let Err(error) = remote.mux.call(copy).await else {
         return Ok(Placed::Copied);
     };
     let error = Problem::from(error);
-    // What was there before stays, if the server has not begun to replace it.
-    let is_whole = match remote.mux.metadata(destination).await {
-        Ok(now) => before.as_ref() == Some(&now),
-        Err(_) => before.is_none(),
+    let left = match look(remote, destination).await {
+        // What was there before stays, if the server has not begun to replace it.
+        Ok(now) if now == before => return Err(error.within("cannot put it in place")),
+        Ok(_) => {
+            let remove = RemovePath::new(destination).recursive(false).force(true);
+            remote.mux.call(remove).await.err()
+        }
+        // It may be whole.
+        Err(unknown) => Some(unknown),
     };
-    if is_whole {
-        return Err(error.within("cannot put it in place"));
-    }
-    let remove = RemovePath::new(destination).recursive(false).force(true);
-    Err(match remote.mux.call(remove).await {
-        Ok(_) => error.within("cannot put it in place"),
-        Err(left) => error.within(&format!(
+    Err(match left {
+        None => error.within("cannot put it in place"),
+        Some(left) => error.within(&format!(
             "what is at its place may be half-written ({left}), as it cannot be put there"
         )),
     })
+}
+
+/// What is there, if anything is.
+async fn look(remote: &Remote, path: &Path) -> Result<Option<Metadata>, CallError> {
+    match remote.mux.metadata(path).await {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error) if error.code() == Some(ErrorCode::NOT_FOUND) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn taken(destination: &Path) -> Problem {
@@ -80,11 +98,9 @@ async fn rename(
     mode: Option<u32>,
 ) -> Result<(), Failure> {
     let mode = mode.map_or_else(String::new, |mode| format!("{mode:o}"));
-    let arguments = [
-        mode,
-        shell::argument(temporary)?,
-        shell::argument(destination)?,
-    ];
+    let paths = shell::argument(temporary).and_then(|it| Ok((it, shell::argument(destination)?)));
+    let (from, to) = paths.map_err(Failure::NotRun)?;
+    let arguments = [mode, from, to];
     // A server may let commands start only where it lets files be.
     let folder = temporary.parent().unwrap_or(Path::new("/"));
     shell::run(remote, folder, SCRIPT, arguments).await?;

@@ -35,8 +35,8 @@ const BLOCK: usize = 1 << 20;
 const BLOCKS_AT_ONCE: usize = 4;
 /// How often a file is begun, if the connection is lost meanwhile: its handles go with it.
 const ATTEMPTS: u32 = 3;
-/// How long a block, or a whole file where there are no blocks, may take.
-const SLOW: Duration = Duration::from_secs(600);
+/// How long a block, a whole file where there are no blocks, or a script may take.
+pub(super) const SLOW: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
@@ -172,7 +172,13 @@ impl Transfer {
         };
         let size = self.remote.mux.metadata(temporary).await?.size;
         check_size(written, size, "the server has")?;
-        place::put(&self.remote, temporary, &file.destination, file.mode).await
+        let destination = &file.destination;
+        let placed = place::put(&self.remote, temporary, destination, file.mode).await?;
+        if placed == Placed::Copied {
+            let size = self.remote.mux.metadata(destination).await?.size;
+            check_size(written, size, "at its place are")?;
+        }
+        Ok(placed)
     }
 
     async fn write_whole(
