@@ -96,8 +96,8 @@ pub struct Router {
     parked: Option<Parked>,
     /// Processes without a session that the server is still to be asked about.
     orphans: Vec<Orphan>,
-    /// Records of processes that are being removed.
-    removals: usize,
+    /// Requests of the router's own that a shutdown waits for.
+    errands: usize,
     /// Records of processes that are still to be removed.
     unremoved: Vec<Record>,
     /// Routes that ended before their starts. A server that handles several requests at once may
@@ -146,7 +146,7 @@ impl Router {
             turns: Turns::default(),
             parked: None,
             orphans: Vec::new(),
-            removals: 0,
+            errands: 0,
             unremoved: Vec::new(),
             ended_while_starting: HashSet::new(),
             checking: None,

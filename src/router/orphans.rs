@@ -55,7 +55,7 @@ impl Router {
         let (process_id, fate) = (process_id.clone(), *fate);
         if let Fate::Released = fate {
             // Nothing else tells a shutdown that it is done.
-            self.removals += 1;
+            self.errands += 1;
         }
         let slot = Box::new(SettleSlot {
             router: context.address().downgrade(),
@@ -120,7 +120,7 @@ impl Handler<Settled> for Router {
             self.check_sessions(context);
         }
         if let Fate::Released = settled.fate {
-            self.removals -= 1;
+            self.errands -= 1;
             self.close_if_drained();
         }
     }

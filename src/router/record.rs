@@ -60,7 +60,7 @@ impl Router {
     }
 
     pub(super) fn remove_record(&mut self, record: Record, context: &Context<Self>) {
-        self.removals += 1;
+        self.errands += 1;
         self.connection.do_send(Dispatch {
             call: Call::new(record.remove()),
             repeat: Repeat::Always,
@@ -102,7 +102,7 @@ impl Handler<RecordRemoved> for Router {
     type Result = ();
 
     fn handle(&mut self, removed: RecordRemoved, context: &mut Self::Context) {
-        self.removals -= 1;
+        self.errands -= 1;
         if let Some(record) = removed.again {
             self.unremoved.push(record);
             if self.is_draining() {

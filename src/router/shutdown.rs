@@ -94,7 +94,7 @@ impl Router {
     /// Closes the connection of a shutdown that has nothing to wait for any more.
     pub(super) fn close_if_drained(&mut self) {
         if let State::Open { draining, .. } = &mut self.state
-            && self.removals == 0
+            && self.errands == 0
             && self.unremoved.is_empty()
             && let Some(Draining { until, .. }) =
                 draining.take_if(|it| it.processes == Processes::Detach || self.routes.is_empty())
