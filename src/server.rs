@@ -5,6 +5,23 @@
 //! other, and hold a process back until its output is consumed. It runs on a thread of its own, and what it runs has the
 //! rights of this process.
 //!
+//! # Extensions
+//!
+//! What other servers do not have is announced in the `capabilities` of `environmentInfo`, which other clients
+//! can use, too. To a process that is not there, `resize`, signals and `releaseOutput` are answered with `{}`.
+//!
+//! | capability | on the wire |
+//! | --- | --- |
+//! | `processCloseStdin` | `process/closeStdin {processId}` -> `{status}`: `closed`, `stdinClosed`, `unknownProcess`. Ends the stdin of a process with `pipeStdin`, behind what was written before |
+//! | `processResize` | `process/resize {processId, size: {rows, cols}}` -> `{}`, and `size` in `process/start` |
+//! | `processSignals` | `process/signal` with `signal` also `SIGTERM` and the like, by name |
+//! | `processConcurrency` | Requests about different processes do not wait for each other; those about one are handled in order |
+//! | `processOutputWindow` | `outputWindow` in `process/start`: how many bytes of output may wait for the client, each piece counting for 128 more; at most 1 MiB. With so many, the pipe of the process is not read on. The notification `process/consumed {processId, seq}` says that everything up to this `seq` is consumed, until then it is kept; the request `process/releaseOutput {processId}` -> `{}`, that the process need not wait any more |
+//!
+//! `environmentInfo.sessionWindowMs` says how long a session waits for its client to come back.
+//!
+//! # Examples
+//!
 //! ```
 //! use execmux::{
 //!     Config, Mux, ProcessId, Session, SessionEvent, StartProcess,
