@@ -55,6 +55,7 @@ mod connection;
 mod envelope;
 mod environment;
 mod fs;
+mod ignored;
 mod outbox;
 mod process;
 mod registry;
@@ -294,6 +295,7 @@ type Started = oneshot::Sender<io::Result<(SocketAddr, ServerHandle)>>;
 
 fn run(listen: SocketAddr, registry: Arc<Registry>, started: Started) {
     actix_rt::System::new().block_on(async move {
+        ignored::keep_from_processes();
         let registry = web::Data::new(registry);
         let server = HttpServer::new(move || {
             App::new()

@@ -360,6 +360,24 @@ async fn p9_a_stuck_stdin_holds_nobody_else_up() {
     .await;
 }
 
+#[cfg(target_os = "linux")]
+#[actix::test]
+async fn an_interrupted_process_ends_also_where_its_server_would_not() {
+    let again = tokio::process::Command::new("sh")
+        .args([
+            "-c",
+            r#"trap "" INT; exec "$0" --exact an_interrupted_process_ends"#,
+        ])
+        .arg(std::env::current_exe().unwrap())
+        .output();
+    let output = soon(again).await.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
+}
+
 /// Says this to a server, and returns the first line and the body of what it answers.
 async fn http(server: &Server, head: &str) -> (String, String) {
     let mut socket = soon(TcpStream::connect(server.address())).await.unwrap();
