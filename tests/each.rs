@@ -10,7 +10,7 @@ use rustix::process::{Pid, test_kill_process};
 use serde_json::Value;
 use support::{
     exec_server::ExecServer,
-    program::{Directory, Serving, Terminal, execmux, said, with_input},
+    program::{Directory, Serving, Terminal, execmux, piped, said, with_input},
     proxy::Proxy,
     soon,
 };
@@ -42,12 +42,7 @@ async fn each_runs_two_hundred_commands_and_lists_what_failed() {
 
 #[actix::test]
 async fn a_command_runs_before_the_input_ends() {
-    let mut child = execmux(&["each", "--jobs", "2"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = piped(&["each", "--jobs", "2"]);
     let mut stdin = child.stdin.take().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     // Each line is written when the output of the one before has come.
@@ -113,12 +108,7 @@ async fn what_cannot_be_read_is_said_and_what_came_before_is_run() {
 
 #[actix::test]
 async fn no_more_is_started_and_read_once_one_has_failed() {
-    let mut child = execmux(&["each", "--halt", "--jobs", "1"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = piped(&["each", "--halt", "--jobs", "1"]);
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(b"exit 1\n").await.unwrap();
     // It does not wait for the end of the input.
@@ -304,12 +294,7 @@ async fn a_connection_that_is_lost_for_good_is_a_failure_of_our_own() {
     let serving = Serving::start(&[]).await;
     let proxy = Proxy::start(serving.url.trim_start_matches("ws://").parse().unwrap()).await;
     let url = proxy.url();
-    let mut child = execmux(&["each", "--url", &url, "--tag", "--resume-timeout", "1", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = piped(&["each", "--url", &url, "--tag", "--resume-timeout", "1", "-"]);
     let mut stdin = child.stdin.take().unwrap();
     stdin
         .write_all(b"echo up; exec sleep 1000\n")

@@ -4,11 +4,12 @@
 
 mod support;
 
-use std::process::{Output, Stdio};
+use std::process::Output;
 
 use support::{
     between::{Between, Verdict},
     exec_server::ExecServer,
+    program::{execmux, piped},
     proxy::Proxy,
     soon,
 };
@@ -16,18 +17,6 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     process::{Child, Command},
 };
-
-fn execmux(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_execmux"));
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .env_remove("RUST_LOG")
-        .env_remove("EXECMUX_URL")
-        .env_remove("EXECMUX_TOKEN")
-        .kill_on_drop(true);
-    command
-}
 
 async fn output(arguments: &[&str]) -> Output {
     soon(execmux(arguments).output()).await.unwrap()
@@ -53,12 +42,7 @@ fn spawn(server: &ExecServer, options: &[&str], argv: &[&str]) -> Child {
 }
 
 fn spawn_at(url: &str, options: &[&str], argv: &[&str]) -> Child {
-    execmux(&[&["run", "--url", url], options, &["--"], argv].concat())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+    piped(&[&["run", "--url", url], options, &["--"], argv].concat())
 }
 
 async fn signal(child: &Child, name: &str) {

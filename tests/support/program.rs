@@ -34,13 +34,18 @@ pub fn execmux(arguments: &[&str]) -> Command {
     command
 }
 
-pub async fn with_input(arguments: &[&str], input: &[u8]) -> Output {
-    let mut child = execmux(arguments)
+/// Starts it with pipes for all its streams.
+pub fn piped(arguments: &[&str]) -> Child {
+    execmux(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .unwrap();
+        .unwrap()
+}
+
+pub async fn with_input(arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = piped(arguments);
     let mut stdin = child.stdin.take().unwrap();
     let (_, output) = tokio::join!(
         async move {
