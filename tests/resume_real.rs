@@ -119,7 +119,14 @@ async fn p5_output_that_left_the_window_is_declared(server: ExecServer) {
         &server,
         &format!(r#"{away} tell("written-ending"); exit 3"#),
     );
-    let mut ending = start(&mux, ending, Checker::stamps(), &progress).await;
+    // Nothing would leave the window of a server that holds them back.
+    let start_unheld = async |process, checker| {
+        let (session, watch) = History::start(checker, &progress);
+        let started = mux.start(process, session.hold_back(false));
+        soon(started).await.unwrap();
+        watch
+    };
+    let mut ending = start_unheld(ending, Checker::stamps()).await;
     let going_on = writing(
         &server,
         &format!(
@@ -128,7 +135,7 @@ async fn p5_output_that_left_the_window_is_declared(server: ExecServer) {
         ),
     );
     let checker = Checker::stamps().link_events();
-    let mut going_on = start(&mux, going_on, checker, &progress).await;
+    let mut going_on = start_unheld(going_on, checker).await;
     ending.began().await;
     going_on.began().await;
 
