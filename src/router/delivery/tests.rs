@@ -215,6 +215,17 @@ fn p4_a_session_that_chose_to_makes_its_server_wait() {
 }
 
 #[test]
+fn p3_a_session_whose_process_is_held_back_makes_nobody_wait() {
+    let mut delivery = delivery_with(1000, Overflow::Block);
+    delivery.held_back(500);
+    let _held = fill(&mut delivery, 1..=7);
+    // More than the server should have sent.
+    let progress = accept(&mut delivery, 8, output("x"), |_| {});
+    assert!(matches!(progress, Progress::Open), "{progress:?}");
+    assert!(delivery.wants_read(), "it keeps that");
+}
+
+#[test]
 fn p4_what_came_early_does_not_block_what_it_waits_for() {
     let mut delivery = delivery_with(1000, Overflow::Block);
     assert!(fill(&mut delivery, 2..=20).is_empty());
