@@ -318,14 +318,11 @@ impl Handler<CheckSessions> for Router {
     fn handle(&mut self, _: CheckSessions, context: &mut Self::Context) {
         let orphans = mem::take(&mut self.orphans);
         let stopped = self.routes.stopped();
-        let unremoved = mem::take(&mut self.unremoved);
-        let is_idle = orphans.is_empty() && unremoved.is_empty() && self.routes.is_empty();
+        let is_idle = orphans.is_empty() && self.unremoved.is_empty() && self.routes.is_empty();
         for orphan in orphans {
             self.settle(orphan, context);
         }
-        for record in unremoved {
-            self.remove_record(record, context);
-        }
+        self.remove_unremoved(context);
         for process_id in stopped {
             self.abandon(process_id, context);
         }

@@ -1,8 +1,9 @@
 //! What waits to be written, in its lanes. No actor, no socket, no clock.
 //!
-//! Control requests go before all others; what is consumed is told in turns with those. Of the writes to the stdin of one process one is under way at
-//! a time; the others wait here. A process that does not read its stdin is marked as *stuck*: the
-//! server would not answer any request of the connection before its writes are taken.
+//! Control requests go before all others; what is consumed is told in turns with those. Of the writes to the
+//! stdin of one process one is under way at a time; the others wait here. A process that does not read its
+//! stdin is marked as *stuck*: the server would not answer any request of the connection before its writes are
+//! taken.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -227,7 +228,10 @@ impl Queue {
 
     /// Takes out what is told next of what is consumed, if it is not the turn of a request.
     pub(crate) fn next_consumed(&mut self) -> Option<(ProcessId, u64)> {
-        if !self.control.is_empty() || self.has_told && !self.ordinary.is_empty() {
+        if self.consumed.is_empty()
+            || !self.control.is_empty()
+            || self.has_told && !self.ordinary.is_empty()
+        {
             return None;
         }
         let after = match &self.consumed_after {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     error::FailureReason,
-    protocol::{MAX_OUTPUT_WINDOW, ProcessId, Stream},
+    protocol::{ProcessId, Stream},
 };
 
 /// What happens to the process of a session, in order.
@@ -328,13 +328,15 @@ impl Session {
 
     /// Returns how much of the output may wait for a session with this budget, if its process is to be held
     /// back.
-    pub(crate) fn output_window(&self, budget: usize) -> Option<usize> {
+    pub(crate) fn room(&self, budget: usize) -> Option<usize> {
         let budget = self.budget.unwrap_or(budget);
-        // Two outputs may come when the window is full, one of each stream, and should fit, too. If they do not,
+        // Two outputs may come when that is full, one of each stream, and should fit, too. If they do not,
         // they are read again.
-        let window = budget.saturating_sub(2 * cost(CHUNK)).max(budget / 2);
-        let window = window.clamp(1, MAX_OUTPUT_WINDOW);
-        (self.hold_back && self.overflow != Overflow::Fail).then_some(window)
+        let room = budget
+            .saturating_sub(2 * cost(CHUNK))
+            .max(budget / 2)
+            .max(1);
+        (self.hold_back && self.overflow != Overflow::Fail).then_some(room)
     }
 
     /// Has it told when the connection is lost and resumed ([`Interrupted`], [`Resumed`]). By default

@@ -14,7 +14,10 @@ use super::{
 use crate::{
     connection::{Call, Connection, Dispatch, ReplySlot, decode_response},
     error::{CallError, DisconnectReason, FailureReason, RegisterError, StartError},
-    protocol::{ErrorCode, Method as _, ProcessId, ReadProcess, Repeat, StartProcess, Started},
+    protocol::{
+        ErrorCode, MAX_OUTPUT_WINDOW, Method as _, ProcessId, ReadProcess, Repeat, StartProcess,
+        Started,
+    },
 };
 
 /// Registers a session, then starts its process.
@@ -257,11 +260,9 @@ impl Handler<Start> for Router {
         } = start;
         let (mut process, record) = process.adapted(&self.capabilities, &self.temporary);
         let can_hold_back = self.capabilities.output_window;
-        let window = session
-            .output_window(self.session_budget)
-            .filter(|_| can_hold_back);
-        if let Some(window) = window {
-            process = process.output_window(window);
+        let room = session.room(self.session_budget).filter(|_| can_hold_back);
+        if let Some(room) = room {
+            process = process.output_window(room.min(MAX_OUTPUT_WINDOW));
         }
         let process_id = process.process_id().clone();
         let register = Register::new(&process_id, session);
@@ -269,8 +270,8 @@ impl Handler<Start> for Router {
             if let Some(route) = self.routes.get_keyed(&process_id, key) {
                 route.starting = true;
                 route.record = record;
-                if let Some(window) = window {
-                    route.delivery.held_back(window);
+                if let Some(room) = room {
+                    route.delivery.held_back(room);
                 }
             }
             Registered {

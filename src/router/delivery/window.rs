@@ -3,6 +3,8 @@
 
 use std::collections::VecDeque;
 
+use crate::protocol::MAX_OUTPUT_WINDOW;
+
 /// So many times in a window the server is told, as long as the session keeps up.
 const TIMES: u64 = 4;
 
@@ -29,6 +31,8 @@ enum Holding {
     /// It does while so many bytes are not told to be consumed.
     On {
         bytes: u64,
+        /// What a session may hold beyond that: no server keeps so much back, and it has been delivered.
+        beyond: u64,
         /// Those that are not reached, in order.
         marks: VecDeque<Mark>,
         told: Mark,
@@ -51,11 +55,13 @@ impl Window {
     }
 
     /// The process is held back while so much credit is not returned.
-    pub(super) fn new(bytes: usize) -> Self {
+    pub(super) fn new(room: usize) -> Self {
+        let bytes = room.min(MAX_OUTPUT_WINDOW);
         Window {
             mark_at: 0,
             holding: Holding::On {
                 bytes: bytes as u64,
+                beyond: (room - bytes) as u64,
                 marks: VecDeque::new(),
                 told: Mark::default(),
             },
@@ -83,27 +89,40 @@ impl Window {
 
     /// Returns how much has to have returned for there to be something to tell the server.
     pub(super) fn tell_at(&self) -> Option<u64> {
-        let Holding::On { bytes, marks, told } = &self.holding else {
+        let Holding::On {
+            bytes,
+            beyond,
+            marks,
+            told,
+        } = &self.holding
+        else {
             return None;
         };
         let (first, last) = (marks.front()?, marks.back()?);
-        // The session has much to consume, and the server may have stopped: each bit lets it go on.
-        if last.delivered - told.delivered > bytes / 2 {
-            return Some(first.delivered);
-        }
-        let enough = told.delivered + bytes / TIMES;
-        marks
-            .iter()
-            .map(|mark| mark.delivered)
-            .find(|&delivered| delivered >= enough)
+        // If the session has much to consume, the server may have stopped: each bit lets it go on.
+        let is_behind = last.delivered - told.delivered > bytes / 2;
+        let next = if is_behind {
+            first
+        } else {
+            let enough = told.delivered + bytes / TIMES;
+            marks.iter().find(|mark| mark.delivered >= enough)?
+        };
+        Some(next.delivered.saturating_sub(*beyond))
     }
 
     /// Returns the `seq` of the last mark that is reached when so much has returned, if it is a new one.
     pub(super) fn consumed(&mut self, returned: u64) -> Option<u64> {
-        let Holding::On { marks, told, .. } = &mut self.holding else {
+        let Holding::On {
+            beyond,
+            marks,
+            told,
+            ..
+        } = &mut self.holding
+        else {
             return None;
         };
-        let reached = marks.partition_point(|mark| mark.delivered <= returned);
+        let consumed = returned.saturating_add(*beyond);
+        let reached = marks.partition_point(|mark| mark.delivered <= consumed);
         *told = marks.drain(..reached).next_back()?;
         if marks.is_empty() {
             marks.shrink_to(KEPT_MARKS);
@@ -194,6 +213,22 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn p5_a_session_may_keep_more_than_a_server_does() {
+        const BEYOND: u64 = 3_000_000;
+        let mut window = Window::new(MAX_OUTPUT_WINDOW + BEYOND as usize);
+        let step = MAX_OUTPUT_WINDOW as u64;
+        window.mark(1, step);
+        assert_eq!((window.tell_at(), window.consumed(0)), (Some(0), Some(1)));
+        window.mark(2, BEYOND + step);
+        assert_eq!(window.tell_at(), Some(step));
+        assert_eq!(window.consumed(step - 1), None);
+        assert_eq!(window.consumed(step), Some(2));
+        let mut window = Window::new(usize::MAX);
+        window.mark(1, 1);
+        assert_eq!(window.consumed(0), Some(1), "all that it likes");
     }
 
     #[test]
