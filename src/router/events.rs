@@ -3,12 +3,15 @@
 //! An event costs neither an envelope nor a place in a mailbox, and those that come together cost one
 //! wake. The bound is the credit of the outputs, as for mailboxes.
 
+mod local;
+
 use std::{
     collections::VecDeque,
     fmt,
     future::poll_fn,
     mem,
     pin::Pin,
+    rc::Rc,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -16,13 +19,10 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use actix::{
-    Actor, ActorContext as _, ActorFuture, ActorState, AsyncContext, Handler,
-    dev::MessageResponse as _,
-};
 use futures_core::Stream;
 
 use super::session::SessionEvent;
+pub(crate) use local::{Delivering, LocalQueue};
 
 /// What happens to the process of a session, as a stream: see [`Session::stream`](crate::Session::stream).
 ///
@@ -38,6 +38,8 @@ struct Queue {
     state: Mutex<State>,
     /// Whether the receiver is gone.
     is_abandoned: AtomicBool,
+    /// Whether something has happened since the receiver has last looked. Written only under the lock.
+    has_news: AtomicBool,
 }
 
 struct State {
@@ -56,6 +58,7 @@ pub(crate) fn queue() -> (EventSender, SessionEvents) {
             senders: 1,
         }),
         is_abandoned: AtomicBool::new(false),
+        has_news: AtomicBool::new(true),
     });
     (EventSender(queue.clone()), SessionEvents(queue))
 }
@@ -64,19 +67,6 @@ impl Queue {
     /// No code of others runs while it is locked, so that nothing is left half done in it by a panic.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Queue {
-    /// Puts back the memory of what was taken out, and what is still in there.
-    fn put_back(&self, mut batch: VecDeque<SessionEvent>) {
-        if batch.is_empty() {
-            // Begins again with the first place, which is in the cache.
-            batch.clear();
-        }
-        let mut state = self.lock();
-        batch.append(&mut state.events);
-        state.events = batch;
     }
 }
 
@@ -101,6 +91,7 @@ impl EventSender {
             return;
         }
         state.events.push_back(event);
+        self.0.has_news.store(true, Ordering::Release);
         if let Some(waker) = state.waker.take() {
             drop(state);
             waker.wake();
@@ -110,6 +101,11 @@ impl EventSender {
     /// Whether nobody takes the events any more.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.0.is_abandoned.load(Ordering::Relaxed)
+    }
+
+    /// Returns the queue that is filled without a lock, if the receiver is an actor on this thread.
+    pub(crate) fn local(&self) -> Option<Rc<LocalQueue>> {
+        local::find(&self.0)
     }
 
     /// Gives back the memory of a flood that is over.
@@ -132,11 +128,12 @@ impl Drop for EventSender {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.senders -= 1;
-        if state.senders == 0
-            && let Some(waker) = state.waker.take()
-        {
-            drop(state);
-            waker.wake();
+        if state.senders == 0 {
+            self.0.has_news.store(true, Ordering::Release);
+            if let Some(waker) = state.waker.take() {
+                drop(state);
+                waker.wake();
+            }
         }
     }
 }
@@ -175,50 +172,6 @@ impl Stream for SessionEvents {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.poll_recv(context)
-    }
-}
-
-/// Hands the events to the handler of an actor, in its context. It ends with the queue.
-pub(crate) struct Delivering(pub(crate) SessionEvents);
-
-impl<A> ActorFuture<A> for Delivering
-where
-    A: Actor + Handler<SessionEvent>,
-    A::Context: AsyncContext<A>,
-{
-    type Output = ();
-
-    /// Handles what has come by now. What comes meanwhile waits until the actor has had a look at its
-    /// mailbox.
-    fn poll(
-        self: Pin<&mut Self>,
-        actor: &mut A,
-        context: &mut A::Context,
-        task: &mut Context<'_>,
-    ) -> Poll<()> {
-        let queue = &self.0.0;
-        let mut state = queue.lock();
-        let mut batch = mem::take(&mut state.events);
-        let is_over = state.senders == 0;
-        if !is_over {
-            state.wait(task);
-        }
-        drop(state);
-        while let Some(event) = batch.pop_front() {
-            actor.handle(event, context).handle(context, None);
-            let is_stopping = !matches!(context.state(), ActorState::Started | ActorState::Running);
-            if is_stopping || context.waiting() {
-                // It is polled again after what it waits for, or if it changes its mind.
-                task.waker().wake_by_ref();
-                queue.put_back(batch);
-                return Poll::Pending;
-            }
-        }
-        if is_over {
-            return Poll::Ready(());
-        }
-        queue.put_back(batch);
-        Poll::Pending
     }
 }
 

@@ -10,7 +10,11 @@ use foldhash::fast::RandomState;
 use slab::Slab;
 use tokio::time::Instant;
 
-use super::{budget::Budget, delivery::Delivery, session::Session};
+use super::{
+    budget::Budget,
+    delivery::Delivery,
+    session::{Receiver, Session},
+};
 use crate::{
     error::RegisterError,
     protocol::{ProcessId, Record},
@@ -31,7 +35,7 @@ impl RouteKey {
 #[derive(Debug)]
 pub(crate) struct Route {
     key: RouteKey,
-    pub(crate) session: Session,
+    pub(crate) session: Receiver,
     pub(crate) delivery: Delivery,
     /// When something was last delivered to it, in turns of the router's.
     pub(crate) delivered_in: u64,
@@ -95,7 +99,7 @@ impl Routes {
                     Delivery::new(free.key().clone(), budget, session.overflow, after_seq);
                 free.insert(self.routes.insert(Route {
                     key,
-                    session,
+                    session: session.into(),
                     delivery,
                     delivered_in: 0,
                     starting: false,

@@ -1,6 +1,6 @@
 //! What a session is, and what it is told.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, rc::Rc};
 
 use actix::{Actor, AsyncContext, Handler, Message, Recipient, WeakRecipient};
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::{
     budget::{Permit, cost},
     delivery::CHUNK,
-    events::{self, Delivering, EventSender, SessionEvents},
+    events::{self, Delivering, EventSender, LocalQueue, SessionEvents},
 };
 use crate::{
     error::FailureReason,
@@ -210,6 +210,7 @@ enum Holding {
 pub(crate) enum Reached<'a> {
     Recipient(Cow<'a, Recipient<SessionEvent>>),
     Queue(&'a EventSender),
+    Local(&'a LocalQueue),
 }
 
 impl Reached<'_> {
@@ -217,10 +218,12 @@ impl Reached<'_> {
     ///
     /// With `do_send` it is queued without bound of the mailbox's; the bound is the permits that
     /// outputs carry.
+    #[inline(always)]
     pub(crate) fn send(&self, event: SessionEvent) {
         match self {
             Reached::Recipient(recipient) => recipient.do_send(event),
             Reached::Queue(sender) => sender.send(event),
+            Reached::Local(queue) => queue.send(event),
         }
     }
 }
@@ -275,7 +278,7 @@ impl Session {
         C: AsyncContext<A>,
     {
         let (sender, events) = events::queue();
-        context.spawn(Delivering(events));
+        context.spawn(Delivering::new(events));
         Session::new(Holding::Queue(sender))
     }
 
@@ -360,23 +363,70 @@ impl Session {
             .then_some(Reached::Recipient(recipient))
     }
 
-    /// Sends an event without waiting. It vanishes if the actor has stopped.
+    /// Whether its actor has stopped.
+    pub(crate) fn has_stopped(&self) -> bool {
+        self.reach().is_none()
+    }
+}
+
+/// A session, as the router knows it on its thread.
+#[derive(Debug)]
+pub(crate) struct Receiver {
+    session: Session,
+    /// Its queue, if it has one on this thread.
+    local: Option<Rc<LocalQueue>>,
+}
+
+impl From<Session> for Receiver {
+    fn from(session: Session) -> Self {
+        let local = match &session.holding {
+            Holding::Queue(sender) => sender.local(),
+            Holding::Strong(_) | Holding::Weak(_) => None,
+        };
+        Receiver { session, local }
+    }
+}
+
+impl Receiver {
+    /// Returns where its events go, or `None` if it has stopped.
+    #[inline]
+    pub(crate) fn reach(&self) -> Option<Reached<'_>> {
+        match &self.local {
+            Some(queue) => (!queue.is_abandoned()).then_some(Reached::Local(queue)),
+            None => self.session.reach(),
+        }
+    }
+
+    /// Sends an event without waiting. It vanishes if the session has stopped.
     pub(crate) fn send(&self, event: SessionEvent) {
         if let Some(reached) = self.reach() {
             reached.send(event);
         }
     }
 
-    /// Gives back the memory of a flood that is over.
-    pub(crate) fn shrink(&self) {
-        if let Holding::Queue(sender) = &self.holding {
-            sender.shrink();
-        }
-    }
-
-    /// Whether its actor has stopped.
+    /// Whether it has stopped.
     pub(crate) fn has_stopped(&self) -> bool {
         self.reach().is_none()
+    }
+
+    /// Whether it is told what becomes of the connection.
+    pub(crate) fn hears_of_link(&self) -> bool {
+        self.session.link_events
+    }
+
+    #[cfg(test)]
+    pub(crate) fn local_queue(&self) -> &LocalQueue {
+        self.local.as_ref().expect("its actor is on this thread")
+    }
+
+    /// Gives back the memory of a flood that is over.
+    pub(crate) fn shrink(&self) {
+        if let Holding::Queue(sender) = &self.session.holding {
+            sender.shrink();
+        }
+        if let Some(queue) = &self.local {
+            queue.shrink();
+        }
     }
 }
 
