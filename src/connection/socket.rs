@@ -1,6 +1,6 @@
 //! The two halves of an open WebSocket: messages in, messages out.
 
-use std::{io, sync::Arc};
+use std::{io, mem, sync::Arc};
 
 use awc::BoxedSocket;
 use bytes::BytesMut;
@@ -9,15 +9,48 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use super::frame::{Decoder, Encoder, KEPT_CAPACITY, Message};
 use crate::error::DisconnectReason;
 
-/// What one read may bring. A batch of this size is still in the cache when its consumers run; half of it
-/// wakes them so often that 1 KiB outputs take a tenth to a fifth longer, and twice as much is no better.
-const READ_SIZE: usize = 512 << 10;
-
 /// Reads whole messages from a socket.
 pub(crate) struct MessageReader {
     socket: ReadHalf<BoxedSocket>,
     buffer: BytesMut,
     decoder: Decoder,
+    read_size: ReadSize,
+}
+
+/// How much one read may bring.
+///
+/// Much, so that it takes few reads and wakes; little, so that it is still in the cache, with all that is made of
+/// it, when the consumers run. For messages of 1 KiB the one weighs more: they take a tenth longer when they come
+/// by 128 KiB. For those of 8 KiB and more it is the other, which takes a third longer by 512 KiB.
+#[derive(Debug, Default)]
+struct ReadSize {
+    are_large: bool,
+    /// What the last read has brought.
+    bytes: usize,
+    /// How many messages have been cut since.
+    messages: usize,
+}
+
+const SMALL_MESSAGES: usize = 512 << 10;
+const LARGE_MESSAGES: usize = 128 << 10;
+
+impl ReadSize {
+    /// Returns how much to read next, after what the last read has brought.
+    fn next(&mut self) -> usize {
+        let bytes = mem::take(&mut self.bytes);
+        let messages = mem::take(&mut self.messages);
+        if bytes > 0 {
+            // Of a message that is not whole, so much has come at least.
+            let mean = bytes / messages.max(1);
+            // Where they are in between, it stays as it was: to change costs an allocation.
+            self.are_large = mean >= 4096 || self.are_large && mean >= 2048;
+        }
+        if self.are_large {
+            LARGE_MESSAGES
+        } else {
+            SMALL_MESSAGES
+        }
+    }
 }
 
 /// Writes messages to a socket: gathers them, then flushes.
@@ -38,6 +71,7 @@ pub(crate) fn split(
         socket: read_half,
         buffer: read,
         decoder: Decoder::new(max_message_size),
+        read_size: ReadSize::default(),
     };
     let writer = MessageWriter {
         socket: write_half,
@@ -49,21 +83,37 @@ pub(crate) fn split(
 
 impl MessageReader {
     /// Returns the next message that has been read as a whole.
+    #[inline(always)]
     pub(crate) fn next(&mut self) -> Result<Option<Message<'_>>, DisconnectReason> {
-        self.decoder.decode(&mut self.buffer)
+        let message = self.decoder.decode(&mut self.buffer)?;
+        self.read_size.messages += usize::from(message.is_some());
+        Ok(message)
     }
 
     /// Reads more. The peer's end of the connection is an error: there is no more.
     ///
     /// Nothing is lost if the future is dropped.
     pub(crate) async fn fill(&mut self) -> Result<(), DisconnectReason> {
+        let read_size = self.read_size.next();
+        let unread = self.buffer.len();
+        if self.buffer.capacity() > 2 * read_size && unread < read_size {
+            let mut smaller = BytesMut::with_capacity(read_size);
+            smaller.extend_from_slice(&self.buffer);
+            self.buffer = smaller;
+        }
         // Memory is committed as data comes, not as a header announces it.
-        let wanted = self.decoder.missing(&self.buffer).min(self.buffer.len());
-        let wanted = wanted.max(READ_SIZE);
+        let missing = self.decoder.missing(&self.buffer).min(unread);
+        // Together with what is there already, so that the same memory is used again and again.
+        let wanted = read_size
+            .saturating_sub(unread)
+            .max(read_size / 4)
+            .max(missing);
         self.buffer.reserve(wanted);
         // The buffer may have more room than that, but consumers have room for a batch, not for more.
         let mut socket = (&mut self.socket).take(wanted as u64);
-        match socket.read_buf(&mut self.buffer).await {
+        let read = socket.read_buf(&mut self.buffer).await;
+        self.read_size.bytes = *read.as_ref().unwrap_or(&0);
+        match read {
             Ok(0) if self.buffer.is_empty() && !self.decoder.is_within_message() => {
                 Err(DisconnectReason::PeerClosed { code: None })
             }
@@ -108,5 +158,29 @@ impl MessageWriter {
             .shutdown()
             .await
             .map_err(|error| DisconnectReason::WriteFailed(Arc::new(error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_decide_how_much_is_read_at_once() {
+        let mut size = ReadSize::default();
+        let mut after = |bytes, messages| {
+            size.bytes = bytes;
+            size.messages = messages;
+            size.next()
+        };
+        assert_eq!(after(0, 0), SMALL_MESSAGES, "nothing is known yet");
+        assert_eq!(after(500_000, 350), SMALL_MESSAGES);
+        assert_eq!(after(500_000, 200), SMALL_MESSAGES, "in between");
+        assert_eq!(after(500_000, 100), LARGE_MESSAGES);
+        assert_eq!(after(131_072, 50), LARGE_MESSAGES, "in between");
+        assert_eq!(after(0, 0), LARGE_MESSAGES, "a read was given up");
+        assert_eq!(after(131_072, 90), SMALL_MESSAGES);
+        assert_eq!(after(131_072, 0), LARGE_MESSAGES, "a part of one");
+        assert_eq!(after(150, 1), SMALL_MESSAGES);
     }
 }
