@@ -103,19 +103,18 @@ fn as_file(incoming: &Incoming<'_>) -> Option<(i64, FileContent)> {
 
 /// The output that a notification is, if the short way can say it.
 fn as_plain(notification: &Notification) -> Option<PlainOutput<'_>> {
-    let process_id = notification.process_id.as_str();
+    let process_id = notification.process_id.as_str().as_bytes();
     let is_plain = |byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
     let ProcessEvent::Output { stream, chunk } = &notification.event else {
         return None;
     };
-    (process_id.bytes().all(is_plain) && notification.seq < 10_000_000_000_000_000_000).then(|| {
-        PlainOutput {
+    (process_id.iter().copied().all(is_plain) && notification.seq < 10_000_000_000_000_000_000)
+        .then(|| PlainOutput {
             process_id,
             seq: notification.seq,
             stream: *stream,
             chunk: chunk.clone(),
-        }
-    })
+        })
 }
 
 /// Writes an output as servers do.
@@ -131,6 +130,7 @@ fn written(output: &PlainOutput<'_>) -> Vec<u8> {
         Stream::Stderr => "stderr",
         Stream::Pty => "pty",
     };
+    let process_id = String::from_utf8_lossy(process_id);
     let mut json = br#"{"method":"process/output","params":{"processId":""#.to_vec();
     let rest = write!(
         json,

@@ -74,7 +74,7 @@ pub use self::{
 pub(crate) use self::{
     capabilities::Generation,
     id::SessionId,
-    notification::{Notification, Notifications, ProcessEvent},
+    notification::{Entry, Notification, Notifications, ProcessEvent},
     record::{NOT_FOUND, NOT_RECORDED, Record},
     window::{MAX_OUTPUT_WINDOW, OUTPUT_OVERHEAD, ReleaseOutput, encode_consumed},
 };

@@ -33,20 +33,22 @@ pub(crate) enum Text<'b> {
     Joined(BytesMut),
 }
 
-/// The front of a read buffer. It is taken off when this is dropped.
+/// A payload at the front of a read buffer, behind its header. Both are taken off when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Front<'b> {
     buffer: &'b mut BytesMut,
-    len: usize,
+    start: usize,
+    end: usize,
 }
 
 impl Drop for Front<'_> {
+    #[inline]
     fn drop(&mut self) {
-        if self.len > KEPT_CAPACITY {
-            let rest = BytesMut::from(&self.buffer[self.len..]);
+        if self.end > KEPT_CAPACITY {
+            let rest = BytesMut::from(&self.buffer[self.end..]);
             *self.buffer = rest;
         } else {
-            self.buffer.advance(self.len);
+            self.buffer.advance(self.end);
         }
     }
 }
@@ -57,7 +59,7 @@ pub(crate) const KEPT_CAPACITY: usize = 1 << 20;
 impl Text<'_> {
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
-            Text::InBuffer(front) => &front.buffer[..front.len],
+            Text::InBuffer(front) => front.bytes(),
             Text::Joined(joined) => joined,
         }
     }
@@ -77,15 +79,21 @@ impl Text<'_> {
 }
 
 impl Front<'_> {
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
     fn split(&mut self) -> BytesMut {
-        let len = std::mem::take(&mut self.len);
-        if len <= KEPT_CAPACITY {
-            return self.buffer.split_to(len);
-        }
-        // What comes after it does not keep its memory.
-        let rest = BytesMut::from(&self.buffer[len..]);
-        let mut payload = std::mem::replace(self.buffer, rest);
-        payload.truncate(len);
+        let (start, end) = (self.start, std::mem::take(&mut self.end));
+        let mut payload = if end <= KEPT_CAPACITY {
+            self.buffer.split_to(end)
+        } else {
+            // What comes after it does not keep its memory.
+            let rest = BytesMut::from(&self.buffer[end..]);
+            std::mem::replace(self.buffer, rest)
+        };
+        payload.truncate(end);
+        payload.advance(start);
         payload
     }
 }
@@ -131,6 +139,7 @@ impl Decoder {
     }
 
     /// Takes the next message off the front of `buffer`, or returns `None` if it is not whole yet.
+    #[inline(always)]
     pub(crate) fn decode<'b>(
         &mut self,
         buffer: &'b mut BytesMut,
@@ -139,22 +148,24 @@ impl Decoder {
             if buffer.len() - header.payload_start < header.payload_len {
                 return Ok(None);
             }
-            buffer.advance(header.payload_start);
             let is_whole = header.fin && self.fragments.is_none();
+            let start = header.payload_start;
+            let end = start + header.payload_len;
             if is_whole && header.opcode == Opcode::Text {
-                let len = header.payload_len;
-                return Ok(Some(Message::Text(Text::InBuffer(Front { buffer, len }))));
+                let front = Front { buffer, start, end };
+                return Ok(Some(Message::Text(Text::InBuffer(front))));
             }
             let payload = Front {
-                len: header.payload_len,
                 buffer: &mut *buffer,
+                start,
+                end,
             };
             if is_whole && header.opcode == Opcode::Binary {
                 // Of no use to anyone, however large it is: not copied.
-                let size = payload.len;
+                let size = header.payload_len;
                 return Ok(Some(Message::Binary { size }));
             }
-            if let Some(message) = self.join(&header, &payload.buffer[..payload.len])? {
+            if let Some(message) = self.join(&header, payload.bytes())? {
                 return Ok(Some(message));
             }
         }
@@ -185,6 +196,7 @@ impl Decoder {
             .map_or(0, |(_, joined)| joined.len())
     }
 
+    #[inline(always)]
     fn header(&self, buffer: &[u8]) -> Result<Option<Header>, DisconnectReason> {
         let &[first, second, ref rest @ ..] = buffer else {
             return Ok(None);
@@ -247,6 +259,7 @@ impl Decoder {
     }
 
     /// Makes a message of a frame, or keeps it if more of it is to come.
+    #[inline(never)]
     fn join(
         &mut self,
         header: &Header,

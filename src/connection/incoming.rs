@@ -207,6 +207,7 @@ fn plain_file(text: Text<'_>) -> Result<(i64, Bytes), Text<'_>> {
 }
 
 impl Batch {
+    #[inline]
     fn sort(&mut self, text: Text<'_>, answers: &Answers) -> Result<(), DisconnectReason> {
         if let Some(output) = jsonrpc::plain_output(text.bytes()) {
             let PlainOutput {
@@ -219,6 +220,12 @@ impl Batch {
             self.notifications.push(process_id, seq, event);
             return Ok(());
         }
+        self.sort_other(text, answers)
+    }
+
+    /// Sorts what is no output in its usual form.
+    #[inline(never)]
+    fn sort_other(&mut self, text: Text<'_>, answers: &Answers) -> Result<(), DisconnectReason> {
         let text = match plain_file(text) {
             Ok((id, content)) => {
                 let file = FileContent { content };
@@ -234,7 +241,8 @@ impl Batch {
                     seq,
                     event,
                 } = notification;
-                self.notifications.push(process_id.as_str(), seq, event);
+                self.notifications
+                    .push(process_id.as_str().as_bytes(), seq, event);
             }
             Incoming::OtherNotification { method } => {
                 debug!(method:%; "notification without a use ignored");

@@ -38,17 +38,18 @@ thread_local! {
 
 /// Decodes standard base64 with padding into a buffer that is handed on; `None` if it is not that.
 pub(crate) fn decode(text: &[u8]) -> Option<Bytes> {
-    let length = decoded_len(text)?;
-    let bytes = if STANDARD.estimate_decoded_len(text.len()) <= SMALL {
-        DECODED.with_borrow_mut(|decoded| {
-            let length = STANDARD.decode_into(text, decoded).ok()?;
-            Some(Bytes::copy_from_slice(&decoded[..length]))
-        })?
-    } else {
-        Bytes::from(STANDARD.decode(text).ok()?)
-    };
     // The decoder takes padding for the end wherever it is.
-    (bytes.len() == length).then_some(bytes)
+    let expected = decoded_len(text)?;
+    if STANDARD.estimate_decoded_len(text.len()) <= SMALL {
+        return DECODED.with_borrow_mut(|decoded| match STANDARD.decode_into(text, decoded) {
+            Ok(length) if length == expected => Some(Bytes::copy_from_slice(&decoded[..length])),
+            _ => None,
+        });
+    }
+    match STANDARD.decode(text) {
+        Ok(bytes) if bytes.len() == expected => Some(Bytes::from(bytes)),
+        _ => None,
+    }
 }
 
 /// How much is decoded at once in place: it stays in the cache until it is copied back.

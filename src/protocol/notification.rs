@@ -43,23 +43,26 @@ pub(crate) enum ProcessEvent {
 /// What one read has brought of processes, in the order in which the server sent it.
 #[derive(Debug, Default)]
 pub(crate) struct Notifications {
-    /// The process ids, one behind the other: to look a route up, none needs an allocation of its own.
-    process_ids: String,
+    /// The process ids, one behind the other: to look a route up, none needs an allocation of its own, nor to be
+    /// checked.
+    process_ids: Vec<u8>,
     entries: VecDeque<Entry>,
 }
 
 /// One of them.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    process_id: Range<usize>,
+    /// Where its process id lies.
+    pub(crate) process_id: Range<usize>,
     pub(crate) seq: u64,
     pub(crate) event: ProcessEvent,
 }
 
 impl Notifications {
-    pub(crate) fn push(&mut self, process_id: &str, seq: u64, event: ProcessEvent) {
+    #[inline]
+    pub(crate) fn push(&mut self, process_id: &[u8], seq: u64, event: ProcessEvent) {
         let start = self.process_ids.len();
-        self.process_ids.push_str(process_id);
+        self.process_ids.extend_from_slice(process_id);
         self.entries.push_back(Entry {
             process_id: start..self.process_ids.len(),
             seq,
@@ -78,15 +81,16 @@ impl Notifications {
     }
 
     /// The process and the `seq` of each that was not taken out.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], u64)> {
         self.entries
             .iter()
-            .map(|entry| (self.process_id(entry), entry.seq))
+            .map(|entry| (self.process_id(&entry.process_id), entry.seq))
     }
 
-    /// The process that one is about that was taken out.
-    pub(crate) fn process_id(&self, entry: &Entry) -> &str {
-        &self.process_ids[entry.process_id.clone()]
+    /// The process id that lies there.
+    #[inline]
+    pub(crate) fn process_id(&self, place: &Range<usize>) -> &[u8] {
+        &self.process_ids[place.clone()]
     }
 
     pub(crate) fn is_empty(&self) -> bool {

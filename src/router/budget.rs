@@ -119,10 +119,12 @@ impl Budget {
         }
     }
 
+    #[inline]
     pub(crate) fn limit(&self) -> usize {
         self.limit.min(self.pool.share())
     }
 
+    #[inline]
     pub(crate) fn held(&self) -> usize {
         (self.taken.get() - self.returned()) as usize
     }
@@ -133,11 +135,13 @@ impl Budget {
     }
 
     /// All that has ever been given back.
+    #[inline]
     pub(crate) fn returned(&self) -> u64 {
         self.returns.returned.load(Ordering::SeqCst)
     }
 
     /// What may be taken now.
+    #[inline]
     pub(crate) fn available(&self) -> usize {
         let own = self.limit().saturating_sub(self.held());
         own.min(self.pool.available())
@@ -145,6 +149,7 @@ impl Budget {
 
     /// Grants an output of so many bytes, until the permit is dropped. Where no more than `own` is held,
     /// one is granted whatever its size: a session that consumes gets on.
+    #[inline]
     pub(crate) fn take(&self, bytes: usize, own: usize) -> Option<Permit> {
         let bytes = cost(bytes);
         // Only the router takes, so that what is read here can only shrink.

@@ -146,25 +146,31 @@ impl Delivery {
         self.window.told()
     }
 
+    /// Accepts an output that the server has pushed if all is as nearly always: it is its turn, and there is
+    /// credit for it. Gives it back otherwise, for [`accept`](Self::accept).
+    #[inline]
+    pub(crate) fn accept_next(
+        &mut self,
+        seq: u64,
+        stream: Stream,
+        chunk: Bytes,
+    ) -> Result<SessionEvent, Bytes> {
+        if self.is_in_order(seq)
+            && let Some(permit) = self.budget.take(chunk.len(), 0)
+        {
+            return Ok(self.output(seq, stream, chunk, permit));
+        }
+        Err(chunk)
+    }
+
     /// Accepts an event that the server has pushed, and gives `deliver` those whose turn has come. After a
     /// terminal event nothing may be accepted any more.
     pub(crate) fn accept(
         &mut self,
         seq: u64,
         event: ProcessEvent,
-        mut deliver: impl FnMut(SessionEvent),
+        deliver: impl FnMut(SessionEvent),
     ) -> Progress {
-        let event = match event {
-            // As nearly always.
-            ProcessEvent::Output { stream, chunk } if self.is_in_order(seq) => {
-                let Some(permit) = self.budget.take(chunk.len(), 0) else {
-                    return Progress::NoCredit(ProcessEvent::Output { stream, chunk });
-                };
-                deliver(self.output(seq, stream, chunk, permit));
-                return Progress::Open;
-            }
-            event => event,
-        };
         if seq < self.next_seq || self.early.contains_key(&seq) {
             return Progress::Open;
         }
@@ -425,10 +431,12 @@ impl Delivery {
     }
 
     /// Whether it is this event's turn, and nothing else is to be thought of.
+    #[inline]
     fn is_in_order(&self, seq: u64) -> bool {
         seq == self.next_seq && self.early.is_empty() && matches!(self.healing, Healing::Live)
     }
 
+    #[inline]
     fn output(&mut self, seq: u64, stream: Stream, chunk: Bytes, permit: Permit) -> SessionEvent {
         // Saturates only where a peer has counted to the end, and then nothing can follow.
         self.next_seq = seq.saturating_add(1);

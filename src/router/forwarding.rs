@@ -3,11 +3,12 @@
 use std::mem;
 
 use actix::{AsyncContext as _, Context, Handler, Message};
+use bytes::Bytes;
 use log::debug;
 
 use super::{Router, delivery::Progress, parking::Parked, routes::Place};
 use crate::{
-    protocol::{Notifications, ProcessEvent, ProcessId},
+    protocol::{Entry, Notifications, ProcessEvent, ProcessId, Stream},
     task,
 };
 
@@ -17,6 +18,9 @@ struct TurnOver;
 impl Message for TurnOver {
     type Result = ();
 }
+
+/// So many routes stay in the cache from one batch to the next: half a KiB each.
+const CACHED_ROUTES: usize = 500;
 
 /// An event that has to wait, and until when.
 struct HeldUp {
@@ -39,44 +43,101 @@ impl Router {
         context: &mut Context<Self>,
     ) -> Result<Notifications, Parked> {
         let mut places = mem::take(&mut self.places);
-        places.extend(notifications.iter().map(|(process_id, seq)| {
-            let place = self.routes.find(process_id);
-            // With thousands of sessions the state of none is in the cache. All of a batch are fetched at
-            // once if they are looked at before the first is dealt with.
-            place.inspect(|&place| self.routes.look_at(place, seq))
-        }));
+        // With thousands of sessions the state of none is in the cache. All of a batch are fetched at once if
+        // they are looked at before the first is dealt with.
+        if self.routes.len() > CACHED_ROUTES {
+            places.extend(notifications.iter().map(|(process_id, seq)| {
+                let place = self.routes.find(process_id);
+                place.inspect(|&place| self.routes.look_at(place, seq))
+            }));
+        }
         let mut found = places.drain(..);
-        while let Some(mut entry) = notifications.pop() {
-            let process_id = notifications.process_id(&entry);
+        while let Some(Entry {
+            process_id,
+            seq,
+            event,
+        }) = notifications.pop()
+        {
             let place = found.next().flatten();
-            let mut attempts = 0;
-            while let Some(held_up) =
-                self.forward(process_id, place, entry.seq, entry.event, context)
-            {
-                attempts += 1;
-                let is_worth_waiting = match held_up.until {
-                    Until::TurnOver => {
-                        self.end_turn(context);
-                        true
+            let event = match event {
+                ProcessEvent::Output { stream, chunk } => {
+                    let id = notifications.process_id(&process_id);
+                    match self.forward_next(id, place, seq, stream, chunk) {
+                        Ok(()) => continue,
+                        Err(chunk) => ProcessEvent::Output { stream, chunk },
                     }
-                    Until::Credit => self
-                        .routes
-                        .get_mut(process_id)
-                        .is_some_and(|route| route.delivery.wait_for_credit(&held_up.event)),
-                };
-                entry.event = held_up.event;
-                // Either its credit has just returned, or it is not this session that holds what is
-                // missing: then it is looked at again with the next check.
-                if is_worth_waiting || attempts > 1 {
-                    notifications.put_back(entry);
-                    return Err(Parked::new(notifications));
                 }
+                event => event,
+            };
+            let entry = Entry {
+                process_id,
+                seq,
+                event,
+            };
+            if let Some(entry) = self.forward_entry(&notifications, place, entry, context) {
+                notifications.put_back(entry);
+                return Err(Parked::new(notifications));
             }
         }
         drop(found);
         self.places = places;
         notifications.clear();
         Ok(notifications)
+    }
+
+    /// Forwards an output if all is as nearly always, or returns it.
+    #[inline]
+    fn forward_next(
+        &mut self,
+        process_id: &[u8],
+        place: Option<Place>,
+        seq: u64,
+        stream: Stream,
+        chunk: Bytes,
+    ) -> Result<(), Bytes> {
+        let Some(route) = self.routes.at(place, process_id) else {
+            return Err(chunk);
+        };
+        let Some(reached) = route.session.reach() else {
+            return Err(chunk);
+        };
+        route.is_known = true;
+        reached.send(route.delivery.accept_next(seq, stream, chunk)?);
+        route.delivered_in = self.turn;
+        Ok(())
+    }
+
+    /// Forwards any event, or returns it if it is to be tried again later.
+    #[inline(never)]
+    fn forward_entry(
+        &mut self,
+        notifications: &Notifications,
+        place: Option<Place>,
+        mut entry: Entry,
+        context: &mut Context<Self>,
+    ) -> Option<Entry> {
+        let process_id = notifications.process_id(&entry.process_id);
+        let mut attempts = 0;
+        while let Some(held_up) = self.forward(process_id, place, entry.seq, entry.event, context) {
+            attempts += 1;
+            let is_worth_waiting = match held_up.until {
+                Until::TurnOver => {
+                    self.end_turn(context);
+                    true
+                }
+                Until::Credit => self
+                    .routes
+                    .at(place, process_id)
+                    .is_some_and(|route| route.delivery.wait_for_credit(&held_up.event)),
+            };
+            entry.event = held_up.event;
+            // Either its credit has just returned, or it is not this session that holds what is
+            // missing: then it is looked at again with the next check.
+            if is_worth_waiting || attempts > 1 {
+                return Some(entry);
+            }
+        }
+        None
     }
 
     /// Lets the sessions consume that were woken, and then goes on.
@@ -104,20 +165,22 @@ impl Router {
     /// Forwards an event, or returns it if it has to wait.
     fn forward(
         &mut self,
-        process_id: &str,
+        process_id: &[u8],
         place: Option<Place>,
         seq: u64,
         event: ProcessEvent,
         context: &mut Context<Self>,
     ) -> Option<HeldUp> {
         let Some(route) = self.routes.at(place, process_id) else {
-            debug!(process_id, seq; "event without a session ignored");
+            let process_id = String::from_utf8_lossy(process_id);
+            debug!(process_id:%, seq; "event without a session ignored");
             return None;
         };
         route.is_known = true;
         // Once for all that this event sets free: for a session held weakly it is not for nothing.
         let Some(reached) = route.session.reach() else {
-            self.abandon(process_id.into(), context);
+            let process_id = route.delivery.process_id().clone();
+            self.abandon(process_id, context);
             return None;
         };
         let deliver = |event| {
@@ -138,7 +201,10 @@ impl Router {
                 let until = Until::Credit;
                 return Some(HeldUp { event, until });
             }
-            progress => self.go_on(process_id.into(), progress, context),
+            progress => {
+                let process_id = route.delivery.process_id().clone();
+                self.go_on(process_id, progress, context);
+            }
         }
         None
     }

@@ -13,10 +13,10 @@ use crate::protocol::{Stream, base64};
 #[cfg(test)]
 mod tests;
 
-/// A `process/output`, its process id where it lies.
+/// A `process/output`, its process id, which is ASCII, where it lies.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct PlainOutput<'a> {
-    pub(crate) process_id: &'a str,
+    pub(crate) process_id: &'a [u8],
     pub(crate) seq: u64,
     pub(crate) stream: Stream,
     pub(crate) chunk: Bytes,
@@ -24,6 +24,7 @@ pub(crate) struct PlainOutput<'a> {
 
 /// Reads an output that is written as servers do; `None` for everything else. The text need not have
 /// been checked to be UTF-8: what is accepted is ASCII.
+#[inline]
 pub(crate) fn plain_output(text: &[u8]) -> Option<PlainOutput<'_>> {
     let rest = text.strip_prefix(br#"{"method":"process/output","params":{"processId":""#)?;
     let (process_id, rest) = plain_string(rest)?;
@@ -79,12 +80,11 @@ fn file_parts(text: &[u8]) -> Option<(i64, Range<usize>)> {
 }
 
 /// Reads the rest of a string of which the opening quote is gone, if it is ASCII and without escapes.
-fn plain_string(text: &[u8]) -> Option<(&str, &[u8])> {
+fn plain_string(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let is_end = |&byte: &u8| !matches!(byte, b' '..=b'~') || byte == b'"' || byte == b'\\';
     let end = text.iter().position(is_end)?;
     let (string, rest) = text.split_at(end);
-    let rest = rest.strip_prefix(b"\"")?;
-    Some((str::from_utf8(string).ok()?, rest))
+    Some((string, rest.strip_prefix(b"\"")?))
 }
 
 /// Reads a number in its shortest form, of as many digits as always fit.
