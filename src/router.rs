@@ -32,7 +32,13 @@ mod session;
 mod shutdown;
 mod start;
 
-use std::{collections::HashSet, fmt, mem, path::PathBuf, rc::Rc, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    fmt, mem,
+    path::PathBuf,
+    rc::Rc,
+    time::Duration,
+};
 
 use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message, WeakAddr};
 use tokio::{
@@ -84,8 +90,8 @@ pub struct Router {
     state: State,
     connection: Addr<Connection>,
     routes: Routes,
-    /// Where the routes of a batch are.
-    places: Vec<Option<Place>>,
+    /// Where the routes of the next notifications are.
+    places: VecDeque<Option<Place>>,
     /// Counts the times that sessions have had to consume: before that, none is behind.
     turn: u64,
     /// The turn in which sessions were last checked.
@@ -140,7 +146,7 @@ impl Router {
             },
             connection,
             routes: Routes::default(),
-            places: Vec::new(),
+            places: VecDeque::new(),
             turn: 1,
             checked: 0,
             turns: Turns::default(),

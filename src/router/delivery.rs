@@ -6,7 +6,7 @@
 mod reading;
 mod window;
 
-use std::{collections::BTreeMap, mem};
+use std::{collections::BTreeMap, hint::black_box, mem};
 
 use bytes::Bytes;
 
@@ -31,19 +31,24 @@ pub(super) const CHUNK: usize = 8192;
 
 /// The state of one process's delivery.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Delivery {
-    process_id: ProcessId,
-    budget: Budget,
-    overflow: Overflow,
+    // What each event needs, side by side: see `Route`.
     /// The `seq` that is delivered next.
     next_seq: u64,
+    /// What the server has to be told for it to let the process write on.
+    window: Window,
+    budget: Budget,
     /// Events that came before an earlier one.
     early: BTreeMap<u64, Granted>,
-    /// The credit of those.
+    process_id: ProcessId,
+    healing: Healing,
+    // What few events need.
+    overflow: Overflow,
+    /// The credit of the early ones.
     early_held: usize,
     /// The highest `seq` of a push that was dropped. What is below it and missing has to be read.
     dropped_to: u64,
-    healing: Healing,
     /// How many reads were asked for: tells the answer to one from that to an older one.
     reads: u64,
     /// Where *exited* has its place, once known. It costs no credit, and so may come only once.
@@ -55,8 +60,6 @@ pub(crate) struct Delivery {
     has_gap: bool,
     /// `next_seq` when it was last looked whether something is stuck.
     next_seq_at_tick: u64,
-    /// What the server has to be told for it to let the process write on.
-    window: Window,
 }
 
 /// An event, and the credit for its bytes.
@@ -425,9 +428,12 @@ impl Delivery {
         Progress::Open
     }
 
-    /// Whether this event could be delivered now, if it were small.
-    pub(crate) fn is_ready(&self, seq: u64) -> bool {
-        self.is_in_order(seq) && self.budget.held() < self.budget.limit()
+    /// Brings what the next event needs into the cache.
+    pub(crate) fn look_at(&self, seq: u64) {
+        black_box(self.is_in_order(seq));
+        black_box(self.budget.returned());
+        black_box(self.window.mark_at());
+        black_box(self.process_id.as_str().len());
     }
 
     /// Whether it is this event's turn, and nothing else is to be thought of.

@@ -1,6 +1,6 @@
 //! The way of events: from the connection to the sessions, up to one that has to wait.
 
-use std::mem;
+use std::{collections::VecDeque, mem};
 
 use actix::{AsyncContext as _, Context, Handler, Message};
 use bytes::Bytes;
@@ -21,6 +21,9 @@ impl Message for TurnOver {
 
 /// So many routes stay in the cache from one batch to the next: half a KiB each.
 const CACHED_ROUTES: usize = 500;
+
+/// So many are looked at together: few enough to be in the nearest cache when their turn comes.
+const LOOKED_AHEAD: usize = 32;
 
 /// An event that has to wait, and until when.
 struct HeldUp {
@@ -43,26 +46,24 @@ impl Router {
         context: &mut Context<Self>,
     ) -> Result<Notifications, Parked> {
         let mut places = mem::take(&mut self.places);
-        // With thousands of sessions the state of none is in the cache. All of a batch are fetched at once if
-        // they are looked at before the first is dealt with.
-        if self.routes.len() > CACHED_ROUTES {
-            places.extend(notifications.iter().map(|(process_id, seq)| {
-                let place = self.routes.find(process_id);
-                place.inspect(|&place| self.routes.look_at(place, seq))
-            }));
-        }
-        let mut found = places.drain(..);
-        while let Some(Entry {
-            process_id,
-            seq,
-            event,
-        }) = notifications.pop()
-        {
-            let place = found.next().flatten();
+        let is_in_cache = self.routes.len() <= CACHED_ROUTES;
+        loop {
+            if places.is_empty() && !is_in_cache {
+                self.look_ahead(&notifications, &mut places);
+            }
+            let Some(Entry {
+                process_id,
+                seq,
+                event,
+            }) = notifications.pop()
+            else {
+                break;
+            };
+            let place = places.pop_front().flatten();
             let event = match event {
                 ProcessEvent::Output { stream, chunk } => {
                     let id = notifications.process_id(&process_id);
-                    match self.forward_next(id, place, seq, stream, chunk) {
+                    match self.forward_next(id, place, seq, stream, chunk, context) {
                         Ok(()) => continue,
                         Err(chunk) => ProcessEvent::Output { stream, chunk },
                     }
@@ -76,13 +77,26 @@ impl Router {
             };
             if let Some(entry) = self.forward_entry(&notifications, place, entry, context) {
                 notifications.put_back(entry);
+                places.clear();
+                self.places = places;
                 return Err(Parked::new(notifications));
             }
         }
-        drop(found);
         self.places = places;
         notifications.clear();
         Ok(notifications)
+    }
+
+    /// Finds the routes of the next notifications, and looks at them.
+    ///
+    /// With thousands of sessions the state of none is in the cache. That of several is fetched at once if all are
+    /// looked at before the first is dealt with.
+    fn look_ahead(&self, notifications: &Notifications, places: &mut VecDeque<Option<Place>>) {
+        let next = notifications.iter().take(LOOKED_AHEAD);
+        places.extend(next.map(|(process_id, seq)| {
+            let place = self.routes.find(process_id);
+            place.inspect(|&place| self.routes.look_at(place, seq))
+        }));
     }
 
     /// Forwards an output if all is as nearly always, or returns it.
@@ -94,16 +108,18 @@ impl Router {
         seq: u64,
         stream: Stream,
         chunk: Bytes,
+        context: &mut Context<Self>,
     ) -> Result<(), Bytes> {
         let Some(route) = self.routes.at(place, process_id) else {
             return Err(chunk);
         };
-        let Some(reached) = route.session.reach() else {
-            return Err(chunk);
-        };
+        let event = route.delivery.accept_next(seq, stream, chunk)?;
         route.is_known = true;
-        reached.send(route.delivery.accept_next(seq, stream, chunk)?);
         route.delivered_in = self.turn;
+        if !route.session.send(event) {
+            let process_id = route.delivery.process_id().clone();
+            self.abandon(process_id, context);
+        }
         Ok(())
     }
 

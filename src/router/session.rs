@@ -1,6 +1,6 @@
 //! What a session is, and what it is told.
 
-use std::{borrow::Cow, fmt, rc::Rc};
+use std::{borrow::Cow, fmt, hint::black_box, rc::Rc};
 
 use actix::{Actor, AsyncContext, Handler, Message, Recipient, WeakRecipient};
 use bytes::Bytes;
@@ -223,7 +223,9 @@ impl Reached<'_> {
         match self {
             Reached::Recipient(recipient) => recipient.do_send(event),
             Reached::Queue(sender) => sender.send(event),
-            Reached::Local(queue) => queue.send(event),
+            Reached::Local(queue) => {
+                queue.send(event);
+            }
         }
     }
 }
@@ -371,9 +373,10 @@ impl Session {
 
 /// A session, as the router knows it on its thread.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Receiver {
     session: Session,
-    /// Its queue, if it has one on this thread.
+    /// Its queue, if it has one on this thread. Last, beside what else each event needs of a route.
     local: Option<Rc<LocalQueue>>,
 }
 
@@ -397,16 +400,34 @@ impl Receiver {
         }
     }
 
-    /// Sends an event without waiting. It vanishes if the session has stopped.
-    pub(crate) fn send(&self, event: SessionEvent) {
-        if let Some(reached) = self.reach() {
-            reached.send(event);
+    /// Sends an event without waiting. Returns whether it has, or the session has stopped.
+    #[inline]
+    pub(crate) fn send(&self, event: SessionEvent) -> bool {
+        match &self.local {
+            Some(queue) => queue.send(event),
+            None => match self.session.reach() {
+                Some(reached) => {
+                    reached.send(event);
+                    true
+                }
+                None => false,
+            },
         }
     }
 
     /// Whether it has stopped.
     pub(crate) fn has_stopped(&self) -> bool {
         self.reach().is_none()
+    }
+
+    /// Brings what the next event needs into the cache.
+    pub(crate) fn look_at(&self) {
+        match &self.local {
+            Some(queue) => queue.look_at(),
+            None => {
+                black_box(self.session.has_stopped());
+            }
+        }
     }
 
     /// Whether it is told what becomes of the connection.

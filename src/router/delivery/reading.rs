@@ -23,6 +23,7 @@ const MAX_TAIL_READS: u8 = 3;
 
 /// How far what is missing is from being read.
 #[derive(Debug)]
+#[repr(u8)]
 pub(super) enum Healing {
     /// Nothing has to be read: what is missing is on its way.
     Live,
@@ -51,7 +52,7 @@ pub(super) enum Scope {
     /// tells by flags, so that their places have to be found among all that is retained.
     Missed {
         tail_reads: u8,
-        read: Option<RetainedOutput>,
+        read: Option<Box<RetainedOutput>>,
     },
 }
 
@@ -181,13 +182,13 @@ impl Delivery {
                     .last()
                     .is_some_and(|last| answer.next_seq == last.seq.saturating_add(1));
                 let answer = match read {
-                    Some(read) => join(read, answer),
+                    Some(read) => join(*read, answer),
                     None => answer,
                 };
                 if hides_tail && self.lacks_end(&answer) && tail_reads < MAX_TAIL_READS {
                     self.healing = Healing::Wanted(Scope::Missed {
                         tail_reads: tail_reads + 1,
-                        read: Some(answer),
+                        read: Some(Box::new(answer)),
                     });
                     return Progress::Open;
                 }

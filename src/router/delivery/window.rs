@@ -21,22 +21,20 @@ const KEPT_MARKS: usize = 16;
 pub(super) struct Window {
     /// How much has to be delivered for the next mark.
     mark_at: u64,
-    holding: Holding,
+    /// Set if the server holds the process back. Apart, as few events need it.
+    holding: Option<Box<Holding>>,
 }
 
+/// The server holds the process back.
 #[derive(Debug)]
-enum Holding {
-    /// The server does not hold the process back.
-    Off,
-    /// It does while so many bytes are not told to be consumed.
-    On {
-        bytes: u64,
-        /// What a session may hold beyond that: no server keeps so much back, and it has been delivered.
-        beyond: u64,
-        /// Those that are not reached, in order.
-        marks: VecDeque<Mark>,
-        told: Mark,
-    },
+struct Holding {
+    /// While so many are not told to be consumed.
+    bytes: u64,
+    /// What a session may hold beyond that: no server keeps so much back, and it has been delivered.
+    beyond: u64,
+    /// Those that are not reached, in order.
+    marks: VecDeque<Mark>,
+    told: Mark,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -50,7 +48,7 @@ impl Window {
     pub(super) fn off() -> Self {
         Window {
             mark_at: u64::MAX,
-            holding: Holding::Off,
+            holding: None,
         }
     }
 
@@ -59,17 +57,17 @@ impl Window {
         let bytes = room.min(MAX_OUTPUT_WINDOW);
         Window {
             mark_at: 0,
-            holding: Holding::On {
+            holding: Some(Box::new(Holding {
                 bytes: bytes as u64,
                 beyond: (room - bytes) as u64,
                 marks: VecDeque::new(),
                 told: Mark::default(),
-            },
+            })),
         }
     }
 
     pub(super) fn is_on(&self) -> bool {
-        matches!(self.holding, Holding::On { .. })
+        self.holding.is_some()
     }
 
     /// Returns how much has to be delivered for there to be a [mark](Self::mark).
@@ -79,25 +77,22 @@ impl Window {
 
     /// Notes that so much is delivered with the output of this `seq`, and marks that if it is enough.
     pub(super) fn mark(&mut self, seq: u64, delivered: u64) {
-        if let Holding::On { bytes, marks, .. } = &mut self.holding
+        if let Some(holding) = &mut self.holding
             && delivered >= self.mark_at
         {
-            self.mark_at = delivered.saturating_add(*bytes / MARKS).max(1);
-            marks.push_back(Mark { seq, delivered });
+            self.mark_at = delivered.saturating_add(holding.bytes / MARKS).max(1);
+            holding.marks.push_back(Mark { seq, delivered });
         }
     }
 
     /// Returns how much has to have returned for there to be something to tell the server.
     pub(super) fn tell_at(&self) -> Option<u64> {
-        let Holding::On {
+        let Holding {
             bytes,
             beyond,
             marks,
             told,
-        } = &self.holding
-        else {
-            return None;
-        };
+        } = &**self.holding.as_ref()?;
         let (first, last) = (marks.front()?, marks.back()?);
         // If the session has much to consume, the server may have stopped: each bit lets it go on.
         let is_behind = last.delivered - told.delivered > bytes / 2;
@@ -112,15 +107,12 @@ impl Window {
 
     /// Returns the `seq` of the last mark that is reached when so much has returned, if it is a new one.
     pub(super) fn consumed(&mut self, returned: u64) -> Option<u64> {
-        let Holding::On {
+        let Holding {
             beyond,
             marks,
             told,
             ..
-        } = &mut self.holding
-        else {
-            return None;
-        };
+        } = &mut **self.holding.as_mut()?;
         let consumed = returned.saturating_add(*beyond);
         let reached = marks.partition_point(|mark| mark.delivered <= consumed);
         *told = marks.drain(..reached).next_back()?;
@@ -132,10 +124,8 @@ impl Window {
 
     /// Returns up to which `seq` everything was last told to be consumed, if anything was.
     pub(super) fn told(&self) -> Option<u64> {
-        match &self.holding {
-            Holding::On { told, .. } if told.seq > 0 => Some(told.seq),
-            _ => None,
-        }
+        let told = self.holding.as_ref()?.told.seq;
+        (told > 0).then_some(told)
     }
 }
 
