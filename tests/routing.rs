@@ -112,6 +112,52 @@ async fn each_session_gets_the_events_of_its_process() {
     .await;
 }
 
+/// More sessions than the router keeps in the cache, and some that end while others go on.
+#[actix::test]
+async fn p1_of_a_thousand_sessions_each_gets_its_events_while_others_end() {
+    const SESSIONS: u64 = 1000;
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let mut recordings = Vec::new();
+        for n in 0..SESSIONS {
+            let (session, recording) = Recorder::start_session();
+            mux.register(format!("p{n}"), session).await.unwrap();
+            recordings.push(recording);
+        }
+        let mut said = Vec::new();
+        let mut say = |method: &str, params: serde_json::Value| {
+            let json = json!({"method": method, "params": params}).to_string();
+            said.extend_from_slice(&frame(ws::Message::Text(json.into())));
+        };
+        // Process n writes n % 5 times, and then ends.
+        for seq in 1..=6 {
+            for n in 0..SESSIONS {
+                let (id, outputs) = (format!("p{n}"), n % 5);
+                let chunk = base64_simd::STANDARD.encode_to_string(format!("{n}:{seq} "));
+                if seq <= outputs {
+                    let params =
+                        json!({"processId": id, "seq": seq, "stream": "stdout", "chunk": chunk});
+                    say("process/output", params);
+                } else if seq == outputs + 1 {
+                    say(
+                        "process/exited",
+                        json!({"processId": id, "seq": seq, "exitCode": n % 100}),
+                    );
+                    say("process/closed", json!({"processId": id, "seq": seq + 1}));
+                }
+            }
+        }
+        peer.bytes(&said).await;
+        for (n, recording) in (0..).zip(recordings) {
+            let record = recording.record().await;
+            let expected: String = (1..=n % 5).map(|seq| format!("{n}:{seq} ")).collect();
+            assert_eq!(String::from_utf8_lossy(&record.stdout), expected);
+            assert_eq!(record.exit_code() as u64, n % 100);
+        }
+    })
+    .await;
+}
+
 #[actix::test]
 async fn one_actor_can_be_the_session_of_several_processes() {
     checked(async {

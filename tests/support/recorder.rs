@@ -34,7 +34,12 @@ impl Recorder {
             began: begins,
             ended: ends,
         };
-        (recorder.start().recipient().into(), recording)
+        let mut session = None;
+        Recorder::create(|context| {
+            session = Some(Session::in_context(context));
+            recorder
+        });
+        (session.expect("it is made at once"), recording)
     }
 }
 
