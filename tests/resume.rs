@@ -449,6 +449,34 @@ async fn p2_a_session_that_was_told_something_is_told_the_end_of_a_process_forgo
 }
 
 #[actix::test]
+async fn p2_of_processes_that_others_start_those_heard_of_are_forgotten_and_the_others_awaited() {
+    checked(async {
+        pause();
+        let (mux, mut peer, mut dials) = connect(config()).await;
+        let (session, mut heard) = Recorder::start_session();
+        mux.register("heard", session).await.unwrap();
+        let (session, awaited) = Recorder::start_session();
+        mux.register("awaited", session).await.unwrap();
+        peer.output("heard", 1, "stdout", "a").await;
+        heard.began().await;
+        drop(peer);
+        let mut peer = dials.resume().await;
+        for _ in 0..2 {
+            let read = peer.expect("process/read").await;
+            peer.reject(&read, -32600, "unknown process id").await;
+        }
+        match heard.record().await.failed.unwrap().reason {
+            FailureReason::Forgotten => {}
+            other => panic!("{other:?}"),
+        }
+        peer.exited("awaited", 1, 7).await;
+        peer.closed("awaited", 2).await;
+        assert_eq!(awaited.record().await.exit_code(), 7);
+    })
+    .await;
+}
+
+#[actix::test]
 async fn p8_writes_are_not_repeated_where_the_server_would_write_them_twice() {
     checked(async {
         // As servers from 0.120 to 0.130 introduce themselves.

@@ -647,6 +647,46 @@ async fn p4_a_session_that_blocks_makes_its_peer_wait_and_loses_nothing() {
 }
 
 #[actix::test]
+async fn p4_a_session_that_blocks_among_a_thousand_mixes_nothing_up() {
+    const SESSIONS: usize = 1000;
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let (tap, mut held) = Tap::start_session();
+        let session = Session::from(tap.recipient());
+        let session = session.budget(100).overflow(Overflow::Block);
+        mux.register("blocks", session).await.unwrap();
+        let mut recordings = Vec::new();
+        for n in 0..SESSIONS {
+            let (session, recording) = Recorder::start_session();
+            mux.register(format!("p{n}"), session).await.unwrap();
+            recordings.push(recording);
+        }
+        for n in 0..SESSIONS {
+            // Now and then, with others before and behind it.
+            if n % 25 == 7 {
+                let seq = n as u64 / 25 + 1;
+                peer.output("blocks", seq, "stdout", "blocks").await;
+            }
+            let id = format!("p{n}");
+            peer.output(&id, 1, "stdout", &id).await;
+            peer.exited(&id, 2, 0).await;
+            peer.closed(&id, 3).await;
+        }
+        for seq in 1..=SESSIONS as u64 / 25 {
+            match held.next().await.unwrap() {
+                SessionEvent::Output(output) => assert_eq!(output.seq, seq),
+                other => panic!("{other:?}"),
+            }
+        }
+        for (n, recording) in recordings.into_iter().enumerate() {
+            let record = recording.record().await;
+            assert_eq!(record.stdout, format!("p{n}").as_bytes());
+        }
+    })
+    .await;
+}
+
+#[actix::test]
 async fn p13_a_blocked_session_that_stops_lets_the_others_go_on() {
     checked(async {
         pause();

@@ -46,6 +46,7 @@ impl Router {
         context: &mut Context<Self>,
     ) -> Result<Notifications, Parked> {
         let mut places = mem::take(&mut self.places);
+        places.clear();
         let is_in_cache = self.routes.len() <= CACHED_ROUTES;
         loop {
             if places.is_empty() && !is_in_cache {
@@ -77,7 +78,6 @@ impl Router {
             };
             if let Some(entry) = self.forward_entry(&notifications, place, entry, context) {
                 notifications.put_back(entry);
-                places.clear();
                 self.places = places;
                 return Err(Parked::new(notifications));
             }

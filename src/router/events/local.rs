@@ -392,6 +392,25 @@ mod tests {
         assert_eq!(wakes.0.load(SeqCst), 2);
     }
 
+    #[test]
+    fn p1_what_comes_while_others_wait_comes_behind_them() {
+        let mut events = Events::default();
+        let mut popped = Vec::new();
+        for names in [&["a", "b", "c"][..], &["d"], &[], &["e"]] {
+            for &name in names {
+                events.push(event(name));
+            }
+            popped.extend(events.pop());
+        }
+        popped.extend(std::iter::from_fn(|| events.pop()));
+        assert!(events.is_empty());
+        let names = popped.iter().map(|event| match event {
+            SessionEvent::Resumed(resumed) => resumed.process_id.as_str(),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(names.collect::<String>(), "abcde");
+    }
+
     #[actix::test]
     async fn p1_what_comes_on_both_ways_is_handled_each_in_order_and_nothing_is_lost() {
         let (ended, heard) = oneshot::channel();
