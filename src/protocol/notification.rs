@@ -80,11 +80,11 @@ impl Notifications {
         self.entries.push_front(entry);
     }
 
-    /// The process and the `seq` of each that was not taken out.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], u64)> {
+    /// The processes of those that were not taken out.
+    pub(crate) fn process_ids(&self) -> impl Iterator<Item = &[u8]> {
         self.entries
             .iter()
-            .map(|entry| (self.process_id(&entry.process_id), entry.seq))
+            .map(|entry| self.process_id(&entry.process_id))
     }
 
     /// The process id that lies there.

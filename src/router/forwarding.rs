@@ -23,7 +23,7 @@ impl Message for TurnOver {
 const CACHED_ROUTES: usize = 500;
 
 /// So many are looked at together: few enough to be in the nearest cache when their turn comes.
-const LOOKED_AHEAD: usize = 32;
+const LOOKED_AHEAD: usize = 16;
 
 /// An event that has to wait, and until when.
 struct HeldUp {
@@ -92,11 +92,9 @@ impl Router {
     /// With thousands of sessions the state of none is in the cache. That of several is fetched at once if all are
     /// looked at before the first is dealt with.
     fn look_ahead(&self, notifications: &Notifications, places: &mut VecDeque<Option<Place>>) {
-        let next = notifications.iter().take(LOOKED_AHEAD);
-        places.extend(next.map(|(process_id, seq)| {
-            let place = self.routes.find(process_id);
-            place.inspect(|&place| self.routes.look_at(place, seq))
-        }));
+        let next = notifications.process_ids().take(LOOKED_AHEAD);
+        places.extend(next.map(|process_id| self.routes.find(process_id)));
+        self.routes.look_at(places);
     }
 
     /// Forwards an output if all is as nearly always, or returns it.

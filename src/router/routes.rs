@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Borrow,
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     hash::{Hash, Hasher},
     hint::black_box,
     mem,
@@ -154,11 +154,19 @@ impl Routes {
         self.routes.get_mut(place)
     }
 
-    /// Brings what the next event with this `seq` needs into the cache.
-    pub(crate) fn look_at(&self, place: Place, seq: u64) {
-        if let Some(route) = self.routes.get(place.place) {
+    /// Brings what the next events of these need into the cache: first the routes, of which none has to wait for
+    /// another, then what they point to.
+    pub(crate) fn look_at(&self, places: &VecDeque<Option<Place>>) {
+        let routes = || {
+            let places = places.iter().flatten();
+            places.filter_map(|place| self.routes.get(place.place))
+        };
+        for route in routes() {
             black_box(route.delivered_in);
-            route.delivery.look_at(seq);
+            route.delivery.look_at();
+        }
+        for route in routes() {
+            route.delivery.look_further();
             route.session.look_at();
         }
     }
