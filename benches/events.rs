@@ -3,7 +3,7 @@
 //! Over a loopback socket, from a load on another core. Each contender has one core, for the connection
 //! and all sessions. `execmux` is this crate, with an actor to each session, in whose context it is;
 //! `messages` the same with a message for each event; `baseline` the design it came from, with a
-//! task to each; `floor` counts frames and looks into none.
+//! task to each; `floor` counts frames and looks into none. Each round is a process of its own.
 //!
 //! `cargo bench --bench events -- [--test] [--rounds N] [SIZE [SESSIONS]] [CONTENDER...]`
 #![allow(missing_docs, clippy::unwrap_used)]
@@ -33,7 +33,8 @@ use self::{
     floor::Floor,
     load::Load,
     measure::{
-        Contender, Medians, Options, Sample, Stopwatch, print_table, ratio, take_turns, thousands,
+        Contender, Medians, Options, Sample, Stopwatch, print_table, ratio, take_turns_apart,
+        thousands,
     },
 };
 
@@ -84,6 +85,22 @@ impl Flood {
         Flood {
             events: self.events / 10,
             ..self
+        }
+    }
+
+    /// For another process to [read](Self::read).
+    fn describe(self) -> Vec<String> {
+        [self.size as u64, self.sessions as u64, self.events]
+            .map(|number| number.to_string())
+            .to_vec()
+    }
+
+    fn read(arguments: &[String]) -> Self {
+        let numbers: Vec<u64> = arguments.iter().map(|one| one.parse().unwrap()).collect();
+        Flood {
+            size: numbers[0] as usize,
+            sessions: numbers[1] as usize,
+            events: numbers[2],
         }
     }
 
@@ -269,6 +286,9 @@ fn main() {
     if load::is_wanted() {
         return load::serve();
     }
+    if measure::is_round(&CONTENDERS, Flood::read) {
+        return;
+    }
     let options = Options::from_arguments();
     // Before this thread is pinned: the load would inherit its one core.
     let load = Load::start();
@@ -286,7 +306,7 @@ fn main() {
                 sessions,
                 events: options.scale(events),
             };
-            let medians = take_turns(&options, &CONTENDERS, flood, &load);
+            let medians = take_turns_apart(&options, &CONTENDERS, flood, &load, Flood::describe);
             rows.extend(rows_of(flood, &medians));
         }
     }

@@ -48,7 +48,7 @@ const SHARED: usize = 1024;
 
 /// A running load, which ends when this is dropped.
 pub struct Load {
-    child: Child,
+    child: Option<Child>,
     port: u16,
 }
 
@@ -67,9 +67,14 @@ impl Load {
             .read_line(&mut port)
             .expect("the load says its port");
         Load {
-            child,
+            child: Some(child),
             port: port.trim().parse().expect("a port"),
         }
+    }
+
+    /// The one that another process has started.
+    pub fn at(port: u16) -> Self {
+        Load { child: None, port }
     }
 
     pub fn port(&self) -> u16 {
@@ -83,9 +88,11 @@ impl Load {
 
 impl Drop for Load {
     fn drop(&mut self) {
-        // It ends with its stdin, as it does when this process is killed.
-        drop(self.child.stdin.take());
-        let _ended = self.child.wait();
+        if let Some(child) = &mut self.child {
+            // It ends with its stdin, as it does when this process is killed.
+            drop(child.stdin.take());
+            let _ended = child.wait();
+        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! How the benches measure: what they are asked for, wall and CPU time, medians, and a table.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
-use std::time::{Duration, Instant};
+use std::{
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use crate::load::Load;
 
@@ -82,6 +85,65 @@ pub fn take_turns<T: Copy>(
             .map(|(name, samples)| (*name, Sample::median(samples)))
             .collect(),
     )
+}
+
+/// The first argument of a process that is to measure one round.
+const ROUND: &str = "round";
+
+/// As [`take_turns`], each round in a process of its own: none finds the heap that another has left. `describe`
+/// writes the task as arguments, for [`is_round`].
+pub fn take_turns_apart<T: Copy>(
+    options: &Options,
+    contenders: &[Contender<T>],
+    task: T,
+    load: &Load,
+    describe: impl Fn(T) -> Vec<String>,
+) -> Medians {
+    let wanted = contenders.iter().filter(|one| options.wants(one.name));
+    let mut samples: Vec<_> = wanted.map(|one| (one.name, Vec::new())).collect();
+    for _ in 0..options.rounds {
+        for (contender, samples) in &mut samples {
+            let bench = std::env::current_exe().expect("this executable");
+            let round = Command::new(bench)
+                .args([ROUND, contender, &load.port().to_string()])
+                .args(describe(task))
+                .stderr(Stdio::inherit())
+                .output()
+                .expect("starts a round");
+            assert!(round.status.success(), "{contender}: {}", round.status);
+            let said = String::from_utf8(round.stdout).expect("text");
+            let mut nanoseconds = said.split_whitespace().map(|part| part.parse());
+            let mut next = || nanoseconds.next().expect("two").expect("a number");
+            samples.push(Sample {
+                wall: Duration::from_nanos(next()),
+                cpu: Duration::from_nanos(next()),
+                latency: None,
+            });
+        }
+    }
+    let medians = samples.iter();
+    Medians(
+        medians
+            .map(|(name, samples)| (*name, Sample::median(samples)))
+            .collect(),
+    )
+}
+
+/// Whether this process is to measure one round; if so, it has. `read` makes the task of its arguments.
+pub fn is_round<T>(contenders: &[Contender<T>], read: impl Fn(&[String]) -> T) -> bool {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let [first, contender, port, task @ ..] = &arguments[..] else {
+        return false;
+    };
+    if first != ROUND {
+        return false;
+    }
+    let mut contenders = contenders.iter();
+    let contender = contenders.find(|one| one.name == contender);
+    let load = Load::at(port.parse().expect("a port"));
+    let sample = (contender.expect("a contender").measure)(read(task), &load);
+    println!("{} {}", sample.wall.as_nanos(), sample.cpu.as_nanos());
+    true
 }
 
 /// Has the contenders that are wanted take turns, so that what else the machine does hits all alike, and
