@@ -1,6 +1,6 @@
 //! What the server says of processes without being asked.
 
-use std::{collections::VecDeque, fmt, ops::Range};
+use std::{fmt, mem, ops::Range};
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, de::DeserializeSeed};
@@ -46,7 +46,9 @@ pub(crate) struct Notifications {
     /// The process ids, one behind the other: to look a route up, none needs an allocation of its own, nor to be
     /// checked.
     process_ids: Vec<u8>,
-    entries: VecDeque<Entry>,
+    entries: Vec<Entry>,
+    /// How many of them have been taken out.
+    taken: usize,
 }
 
 /// One of them.
@@ -63,7 +65,7 @@ impl Notifications {
     pub(crate) fn push(&mut self, process_id: &[u8], seq: u64, event: ProcessEvent) {
         let start = self.process_ids.len();
         self.process_ids.extend_from_slice(process_id);
-        self.entries.push_back(Entry {
+        self.entries.push(Entry {
             process_id: start..self.process_ids.len(),
             seq,
             event,
@@ -71,18 +73,26 @@ impl Notifications {
     }
 
     /// Takes out the first.
+    #[inline]
     pub(crate) fn pop(&mut self) -> Option<Entry> {
-        self.entries.pop_front()
+        let entry = self.entries.get_mut(self.taken)?;
+        self.taken += 1;
+        Some(Entry {
+            process_id: entry.process_id.clone(),
+            seq: entry.seq,
+            event: mem::replace(&mut entry.event, ProcessEvent::Closed),
+        })
     }
 
     /// Puts one back that was just taken out.
     pub(crate) fn put_back(&mut self, entry: Entry) {
-        self.entries.push_front(entry);
+        self.taken -= 1;
+        self.entries[self.taken] = entry;
     }
 
     /// The processes of those that were not taken out.
     pub(crate) fn process_ids(&self) -> impl Iterator<Item = &[u8]> {
-        self.entries
+        self.entries[self.taken..]
             .iter()
             .map(|entry| self.process_id(&entry.process_id))
     }
@@ -94,13 +104,14 @@ impl Notifications {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.len() == self.taken
     }
 
     /// Forgets all, but keeps the memory for the next read.
     pub(crate) fn clear(&mut self) {
         self.process_ids.clear();
         self.entries.clear();
+        self.taken = 0;
     }
 }
 
