@@ -244,8 +244,9 @@ impl Session {
     /// Makes the session of the actor whose context this is: the fastest way for an actor to get events.
     ///
     /// They go to the actor's handler as they do to a recipient of it, but past its mailbox: it is woken
-    /// once for all that come together, and nothing is allocated for each. The actor lives at least as
-    /// long as the session, as with a [`Recipient`].
+    /// once for all that come together, and nothing is allocated for each; on the thread of the
+    /// [`Mux`](crate::Mux) they take no lock either. The actor lives at least as long as the session, as with a
+    /// [`Recipient`].
     ///
     /// ```
     /// # use actix::prelude::*;
