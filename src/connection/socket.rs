@@ -22,7 +22,6 @@ pub(crate) struct MessageReader {
 /// Much, so that it takes few reads and wakes; little, so that it is still in the cache, with all that is made of
 /// it, when the consumers run. For messages of 1 KiB and less the one weighs more: they take a tenth longer by
 /// 512 KiB, and a fifth by 128. For those of 8 KiB and more it is the other, which takes a third longer by 512 KiB.
-/// No more than that, as nobody else has a turn before all is delivered: half a millisecond.
 #[derive(Debug, Default)]
 struct ReadSize {
     are_large: bool,
@@ -30,9 +29,14 @@ struct ReadSize {
     bytes: usize,
     /// How many messages have been cut since.
     messages: usize,
+    /// Of the last reads, the later the more.
+    recent_bytes: usize,
+    recent_messages: usize,
 }
 
-const SMALL_MESSAGES: usize = 1 << 20;
+/// No more, so that what one read brings has room in the default budget of a session, however small its outputs are,
+/// and others have their turn within a millisecond.
+const SMALL_MESSAGES: usize = 720 << 10;
 const LARGE_MESSAGES: usize = 128 << 10;
 
 impl ReadSize {
@@ -41,8 +45,10 @@ impl ReadSize {
         let bytes = mem::take(&mut self.bytes);
         let messages = mem::take(&mut self.messages);
         if bytes > 0 {
+            self.recent_bytes = self.recent_bytes - self.recent_bytes / 4 + bytes;
+            self.recent_messages = self.recent_messages - self.recent_messages / 4 + messages;
             // Of a message that is not whole, so much has come at least.
-            let mean = bytes / messages.max(1);
+            let mean = self.recent_bytes / self.recent_messages.max(1);
             // Where they are in between, it stays as it was: to change costs an allocation.
             self.are_large = mean >= 4096 || self.are_large && mean >= 2048;
         }
@@ -95,9 +101,11 @@ impl MessageReader {
     ///
     /// Nothing is lost if the future is dropped.
     pub(crate) async fn fill(&mut self) -> Result<(), DisconnectReason> {
+        let were_large = self.read_size.are_large;
         let read_size = self.read_size.next();
         let unread = self.buffer.len();
-        if self.buffer.capacity() > 2 * read_size && unread < read_size {
+        if self.read_size.are_large && !were_large && unread < read_size {
+            // Otherwise it would go round in all of the larger one.
             let mut smaller = BytesMut::with_capacity(read_size);
             smaller.extend_from_slice(&self.buffer);
             self.buffer = smaller;
@@ -166,22 +174,56 @@ impl MessageWriter {
 mod tests {
     use super::*;
 
+    fn after(size: &mut ReadSize, bytes: usize, messages: usize) -> usize {
+        size.bytes = bytes;
+        size.messages = messages;
+        size.next()
+    }
+
     #[test]
     fn messages_decide_how_much_is_read_at_once() {
         let mut size = ReadSize::default();
         let mut after = |bytes, messages| {
-            size.bytes = bytes;
-            size.messages = messages;
-            size.next()
+            for _ in 0..20 {
+                after(&mut size, bytes, messages);
+            }
+            after(&mut size, bytes, messages)
         };
         assert_eq!(after(0, 0), SMALL_MESSAGES, "nothing is known yet");
         assert_eq!(after(500_000, 350), SMALL_MESSAGES);
         assert_eq!(after(500_000, 200), SMALL_MESSAGES, "in between");
         assert_eq!(after(500_000, 100), LARGE_MESSAGES);
         assert_eq!(after(131_072, 50), LARGE_MESSAGES, "in between");
-        assert_eq!(after(0, 0), LARGE_MESSAGES, "a read was given up");
+        assert_eq!(after(0, 0), LARGE_MESSAGES, "reads were given up");
         assert_eq!(after(131_072, 90), SMALL_MESSAGES);
-        assert_eq!(after(131_072, 0), LARGE_MESSAGES, "a part of one");
+        assert_eq!(after(131_072, 0), LARGE_MESSAGES, "parts of one");
         assert_eq!(after(150, 1), SMALL_MESSAGES);
+        assert_eq!(after(0, 0), SMALL_MESSAGES, "reads were given up");
+    }
+
+    #[test]
+    fn messages_of_all_sizes_one_by_one_do_not_change_it_each_time() {
+        let mut size = ReadSize::default();
+        let mut changes = 0;
+        for n in 0..1000 {
+            let before = size.are_large;
+            after(&mut size, [150, 11_000, 300, 5_000][n % 4], 1);
+            changes += usize::from(size.are_large != before);
+        }
+        assert!(changes <= 2, "{changes}");
+    }
+
+    /// However small they are: an output of one byte takes about 100 on the wire, and 129 of credit.
+    #[test]
+    fn p3_what_one_read_brings_has_room_in_a_session() {
+        for decoded in 1..4096_usize {
+            let json = r#"{"method":"process/output","params":{"processId":"p","seq":1,"stream":"pty","chunk":""}}"#;
+            let wire = 2 + json.len() + decoded.div_ceil(3) * 4;
+            let credit = (SMALL_MESSAGES / wire) * (decoded + crate::protocol::OUTPUT_OVERHEAD);
+            assert!(
+                credit <= crate::Config::new("ws://host").session_budget,
+                "{decoded}: {credit}"
+            );
+        }
     }
 }

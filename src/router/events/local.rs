@@ -1,5 +1,5 @@
 //! Delivery in an actor's context, and the queue for it where the router runs on the actor's thread: that
-//! takes neither a lock nor anything atomic but the wake.
+//! takes no lock for an event.
 
 use std::{
     cell::{Cell, RefCell},
@@ -151,6 +151,8 @@ pub(crate) struct Delivering {
     /// What comes from other threads.
     shared: SessionEvents,
     local: Rc<LocalQueue>,
+    /// Whether the local queue has the memory of the shared one.
+    has_shared_memory: bool,
 }
 
 impl Delivering {
@@ -166,16 +168,21 @@ impl Delivering {
         LOCAL_QUEUES.with_borrow_mut(|queues| {
             queues.insert(Arc::as_ptr(&shared.0), local.clone());
         });
-        Delivering { shared, local }
+        Delivering {
+            shared,
+            local,
+            has_shared_memory: false,
+        }
     }
 
     /// Takes in what has come from other threads. Returns whether nothing will come any more.
-    fn take_shared(&self, task: &Context<'_>) -> bool {
+    fn take_shared(&mut self, task: &Context<'_>) -> bool {
         let queue = &self.shared.0;
         let mut state = queue.lock();
         let mut events = self.local.events.borrow_mut();
         if events.is_empty() {
             mem::swap(&mut events.more, &mut state.events);
+            self.has_shared_memory = true;
         } else {
             events.more.append(&mut state.events);
         }
@@ -185,6 +192,15 @@ impl Delivering {
         }
         queue.has_news.store(is_over, Ordering::Release);
         is_over
+    }
+
+    /// Gives the memory back to the shared queue, for more of its events, and so that the router can have it freed.
+    fn put_back(&mut self) {
+        self.has_shared_memory = false;
+        let mut memory = mem::take(&mut self.local.events.borrow_mut().more);
+        let mut state = self.shared.0.lock();
+        memory.append(&mut state.events);
+        state.events = memory;
     }
 }
 
@@ -203,31 +219,36 @@ where
         context: &mut A::Context,
         task: &mut Context<'_>,
     ) -> Poll<()> {
-        let is_new_task = self.local.wait(task);
-        let has_news = is_new_task || self.shared.0.has_news.load(Ordering::Acquire);
-        let is_over = has_news && self.take_shared(task);
-        let come = self.local.events.borrow().len();
+        let this = self.get_mut();
+        let is_new_task = this.local.wait(task);
+        let has_news = is_new_task || this.shared.0.has_news.load(Ordering::Acquire);
+        let is_over = has_news && this.take_shared(task);
+        let come = this.local.events.borrow().len();
         for _ in 0..come {
-            let Some(event) = self.local.pop() else {
+            let Some(event) = this.local.pop() else {
                 break;
             };
             actor.handle(event, context).handle(context, None);
             let is_stopping = !matches!(context.state(), ActorState::Started | ActorState::Running);
             if is_stopping || context.waiting() {
                 // It is polled again after what it waits for, or if it changes its mind.
-                self.local.wake(task);
+                this.local.wake(task);
                 return Poll::Pending;
             }
         }
-        let mut events = self.local.events.borrow_mut();
+        let mut events = this.local.events.borrow_mut();
         if !events.is_empty() {
-            self.local.wake(task);
+            this.local.wake(task);
             return Poll::Pending;
         }
         // Begins again with the first place, which is in the cache.
         events.more.clear();
+        drop(events);
         if is_over {
             return Poll::Ready(());
+        }
+        if this.has_shared_memory {
+            this.put_back();
         }
         Poll::Pending
     }
@@ -444,6 +465,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn p1_what_comes_while_the_actor_handles_is_not_lost_with_the_memory() {
+        let (sender, events) = super::super::queue();
+        let mut delivering = Delivering::new(events);
+        let task = Context::from_waker(Waker::noop());
+        sender.send(event("a"));
+        assert!(!delivering.take_shared(&task));
+        sender.send(event("b"));
+        assert!(delivering.local.pop().is_some());
+        assert!(delivering.has_shared_memory);
+        delivering.put_back();
+        assert_eq!(sender.0.lock().events.len(), 1);
+        assert!(!delivering.take_shared(&task));
+        assert!(delivering.local.pop().is_some());
+    }
+
     #[actix::test]
     async fn what_comes_from_another_thread_wakes_an_actor_that_does_nothing_else() {
         let (ended, heard) = oneshot::channel();
@@ -496,6 +533,23 @@ mod tests {
         receiver.send(event("a"));
         assert!(receiver.local_queue().events.borrow().is_empty());
         assert!(LOCAL_QUEUES.with_borrow(HashMap::is_empty));
+    }
+
+    #[actix::test]
+    async fn p4_the_memory_of_a_flood_from_another_thread_is_given_back() {
+        let (ended, _heard) = oneshot::channel();
+        let (address, session) = Keeper::start(ended);
+        let local = Receiver::from(session.clone());
+        let other = thread::spawn(move || {
+            let receiver = Receiver::from(session);
+            for n in 0..1000 {
+                receiver.send(event(n.to_string()));
+            }
+        });
+        until(async || address.send(Heard).await.unwrap() == 1000).await;
+        other.join().unwrap();
+        // Where it is freed with what is shared.
+        assert_eq!(local.local_queue().events.borrow().more.capacity(), 0);
     }
 
     #[actix::test]
