@@ -1,0 +1,281 @@
+use actix_codec::{Decoder as _, Encoder as _};
+use actix_http::ws;
+
+use super::*;
+
+const LIMIT: usize = 200_000;
+
+/// A server's frame, as awc writes it.
+fn served(message: ws::Message) -> BytesMut {
+    let mut buffer = BytesMut::new();
+    ws::Codec::new().encode(message, &mut buffer).unwrap();
+    buffer
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Decoded {
+    Text(ByteString),
+    Binary(usize),
+    Ping(Bytes),
+    Pong,
+    Close { code: Option<u16> },
+}
+
+fn decode_next(
+    decoder: &mut Decoder,
+    buffer: &mut BytesMut,
+) -> Result<Option<Decoded>, DisconnectReason> {
+    let Some(message) = decoder.decode(buffer)? else {
+        return Ok(None);
+    };
+    Ok(Some(match message {
+        Message::Text(text) => Decoded::Text(text.into_string()?),
+        Message::Binary { size } => Decoded::Binary(size),
+        Message::Ping(payload) => Decoded::Ping(payload),
+        Message::Pong => Decoded::Pong,
+        Message::Close { code } => Decoded::Close { code },
+    }))
+}
+
+fn decode_all(bytes: &[u8]) -> Result<Vec<Decoded>, DisconnectReason> {
+    let mut decoder = Decoder::new(LIMIT);
+    let mut buffer = BytesMut::from(bytes);
+    let mut messages = Vec::new();
+    while let Some(message) = decode_next(&mut decoder, &mut buffer)? {
+        messages.push(message);
+    }
+    Ok(messages)
+}
+
+fn text(length: usize) -> String {
+    ('a'..='z').cycle().take(length).collect()
+}
+
+#[test]
+fn messages_of_every_length_form_are_cut_out_wherever_the_reads_end() {
+    let mut bytes = Vec::new();
+    let lengths = [0, 1, 125, 126, 127, 65_535, 65_536, 100_000];
+    for length in lengths {
+        bytes.extend_from_slice(&served(ws::Message::Text(text(length).into())));
+    }
+    for step in [1, 7, 4096, bytes.len()] {
+        let mut decoder = Decoder::new(LIMIT);
+        let mut buffer = BytesMut::new();
+        let mut messages = Vec::new();
+        for read in bytes.chunks(step) {
+            buffer.extend_from_slice(read);
+            while let Some(message) = decode_next(&mut decoder, &mut buffer).unwrap() {
+                messages.push(message);
+            }
+        }
+        let expected = lengths.map(|length| Decoded::Text(text(length).into()));
+        assert!(messages == expected, "in steps of {step}");
+        assert!(buffer.is_empty());
+    }
+}
+
+#[test]
+fn fragments_are_joined_and_control_frames_may_stand_between() {
+    let mut bytes = vec![0x01, 2, b'a', b'b'];
+    bytes.extend_from_slice(&[0x89, 1, b'!']);
+    bytes.extend_from_slice(&[0x00, 0]);
+    bytes.extend_from_slice(&[0x8A, 0]);
+    bytes.extend_from_slice(&[0x80, 1, b'c']);
+    assert_eq!(
+        decode_all(&bytes).unwrap(),
+        [
+            Decoded::Ping("!".into()),
+            Decoded::Pong,
+            Decoded::Text("abc".into())
+        ]
+    );
+}
+
+#[test]
+fn a_character_may_be_split_between_fragments() {
+    let bytes = [0x01, 1, 0xC3, 0x80, 1, 0xA4];
+    assert_eq!(decode_all(&bytes).unwrap(), [Decoded::Text("ä".into())]);
+}
+
+#[test]
+fn p10_an_oversized_frame_is_refused_from_its_header() {
+    for (announced, header) in [
+        (
+            16 << 30,
+            [&[0x81, 127][..], &(16u64 << 30).to_be_bytes()].concat(),
+        ),
+        (
+            u64::MAX,
+            [&[0x82, 127][..], &u64::MAX.to_be_bytes()].concat(),
+        ),
+        (
+            LIMIT as u64 + 1,
+            [&[0x01, 127][..], &(LIMIT as u64 + 1).to_be_bytes()].concat(),
+        ),
+    ] {
+        match decode_all(&header) {
+            Err(DisconnectReason::MessageTooLarge { size, limit: LIMIT }) => {
+                assert_eq!(size, announced)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn p10_fragments_are_joined_under_the_same_cap() {
+    let half = vec![b'a'; LIMIT / 2];
+    let mut bytes = [&[0x01, 127][..], &(half.len() as u64).to_be_bytes(), &half].concat();
+    bytes.extend([&[0x00, 127][..], &(half.len() as u64).to_be_bytes(), &half].concat());
+    bytes.extend([0x80, 1]);
+    assert!(matches!(
+        decode_all(&bytes),
+        Err(DisconnectReason::MessageTooLarge { size, .. }) if size == LIMIT as u64 + 1
+    ));
+}
+
+#[test]
+fn p10_text_that_is_not_utf8_is_refused() {
+    for bytes in [
+        &[0x81, 1, 0xFF][..],
+        &[0x01, 1, 0xC3, 0x80, 0],
+        &[0x81, 2, 0xED, 0xA0],
+    ] {
+        assert!(matches!(
+            decode_all(bytes),
+            Err(DisconnectReason::InvalidUtf8)
+        ));
+    }
+}
+
+#[test]
+fn p10_what_breaks_the_protocol_is_refused() {
+    for (bytes, what) in [
+        (&[0xC1, 0][..], "reserved bits"),
+        (&[0x81, 0x80], "masked"),
+        (&[0x83, 0], "opcode"),
+        (&[0x09, 0], "control frame is fragmented"),
+        (&[0x89, 126, 0, 126], "longer than 125"),
+        (&[0x80, 0], "continues no message"),
+        (&[0x01, 0, 0x01, 0], "within another"),
+        (&[0x01, 0, 0x82, 0], "within another"),
+        (&[0x88, 1, 3], "half a code"),
+    ] {
+        match decode_all(bytes) {
+            Err(DisconnectReason::WebSocketViolation(said)) => {
+                assert!(said.contains(what), "{said}")
+            }
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_message_goes_off_the_buffer_whether_it_was_taken_or_only_looked_at() {
+    let mut buffer = BytesMut::from(&[0x81, 1, b'a', 0x81, 1, b'b', 0x82, 3, 0, 0, 0][..]);
+    let mut decoder = Decoder::new(LIMIT);
+    match decoder.decode(&mut buffer).unwrap() {
+        Some(Message::Text(text)) => assert_eq!(text.bytes(), b"a"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(
+        decode_next(&mut decoder, &mut buffer).unwrap(),
+        Some(Decoded::Text("b".into()))
+    );
+    assert_eq!(
+        decode_next(&mut decoder, &mut buffer).unwrap(),
+        Some(Decoded::Binary(3))
+    );
+    assert!(buffer.is_empty());
+}
+
+#[test]
+fn a_large_message_leaves_the_rest_a_buffer_of_its_own() {
+    let large = text(KEPT_CAPACITY + 1);
+    for is_taken in [true, false] {
+        let mut buffer = served(ws::Message::Text(large.clone().into()));
+        buffer.extend_from_slice(&[0x81, 5, b'a']);
+        let mut decoder = Decoder::new(2 * KEPT_CAPACITY);
+        match decoder.decode(&mut buffer).unwrap() {
+            Some(Message::Text(text)) if is_taken => {
+                assert!(text.into_string().unwrap() == large);
+            }
+            Some(Message::Text(text)) => assert!(text.bytes() == large.as_bytes()),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(buffer[..], [0x81, 5, b'a']);
+        assert!(buffer.capacity() < 1024, "{}", buffer.capacity());
+    }
+}
+
+#[test]
+fn close_frames_carry_their_code() {
+    assert_eq!(
+        decode_all(&[0x88, 0]).unwrap(),
+        [Decoded::Close { code: None }]
+    );
+    assert_eq!(
+        decode_all(&[0x88, 3, 3, 0xE9, b'x']).unwrap(),
+        [Decoded::Close { code: Some(1001) }]
+    );
+}
+
+#[test]
+fn what_is_missing_is_told_once_the_header_is_there() {
+    let decoder = Decoder::new(LIMIT);
+    assert_eq!(decoder.missing(&[]), 0);
+    assert_eq!(decoder.missing(&[0x81]), 0);
+    assert_eq!(decoder.missing(&[0x81, 5, b'a']), 4);
+    assert_eq!(decoder.missing(&[0x81, 126, 1, 0]), 256);
+    assert_eq!(decoder.missing(&[0x81, 1, b'a', 0x81]), 0);
+}
+
+#[test]
+fn what_is_encoded_reads_the_same_in_awcs_codec() {
+    let mut encoder = Encoder::default();
+    for length in [0, 1, 3, 4, 5, 125, 126, 127, 65_535, 65_536, 100_001] {
+        let mut buffer = BytesMut::new();
+        encoder.text(text(length).as_bytes(), &mut buffer);
+        encoder.pong(b"hi", &mut buffer);
+        encoder.ping(&mut buffer);
+        encoder.close(&mut buffer);
+        let mut codec = ws::Codec::new().max_size(LIMIT);
+        let mut next = || codec.decode(&mut buffer).unwrap();
+        assert_eq!(next(), Some(ws::Frame::Text(text(length).into())));
+        assert_eq!(next(), Some(ws::Frame::Pong("hi".into())));
+        assert_eq!(next(), Some(ws::Frame::Ping(Bytes::new())));
+        assert_eq!(
+            next(),
+            Some(ws::Frame::Close(Some(ws::CloseCode::Normal.into())))
+        );
+        assert_eq!(next(), None);
+    }
+}
+
+#[test]
+fn a_long_message_goes_out_in_fragments_that_servers_accept() {
+    let long = text(2 * MAX_FRAME_PAYLOAD + 1);
+    let mut buffer = BytesMut::new();
+    Encoder::default().text(long.as_bytes(), &mut buffer);
+    let mut codec = ws::Codec::new().max_size(MAX_FRAME_PAYLOAD);
+    let mut joined = Vec::new();
+    let mut count = 0;
+    while let Some(frame) = codec.decode(&mut buffer).unwrap() {
+        let ws::Frame::Continuation(
+            ws::Item::FirstText(part) | ws::Item::Continue(part) | ws::Item::Last(part),
+        ) = frame
+        else {
+            panic!("{frame:?}");
+        };
+        joined.extend_from_slice(&part);
+        count += 1;
+    }
+    assert_eq!(count, 3);
+    assert!(joined == long.as_bytes());
+}
+
+#[test]
+fn masks_differ_from_frame_to_frame() {
+    let mut encoder = Encoder::default();
+    assert_ne!(encoder.mask(), encoder.mask());
+}

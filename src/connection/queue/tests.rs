@@ -1,0 +1,197 @@
+use super::*;
+
+fn queue() -> Queue {
+    Queue::new(10_000, 1_000)
+}
+
+fn request(id: RequestId) -> Request {
+    Request {
+        id,
+        json: "x".into(),
+        is_control: false,
+    }
+}
+
+fn taken(queue: &mut Queue) -> Vec<RequestId> {
+    let taken = std::iter::from_fn(|| queue.next())
+        .map(|request| request.id)
+        .collect();
+    queue.flushed(Instant::now());
+    taken
+}
+
+#[test]
+fn p4_of_what_is_consumed_only_the_last_word_waits() {
+    let mut queue = Queue::new(1000, 1000);
+    queue.consumed("b".into(), 1);
+    queue.consumed("a".into(), 5);
+    queue.consumed("b".into(), 3);
+    assert_eq!(queue.next_consumed(), Some(("a".into(), 5)));
+    queue.consumed("a".into(), 6);
+    assert_eq!(queue.next_consumed(), Some(("b".into(), 3)), "in turns");
+    assert_eq!(queue.next_consumed(), Some(("a".into(), 6)));
+    assert_eq!(queue.next_consumed(), None);
+    queue.consumed("c".into(), 1);
+    queue.drop_waiting();
+    assert_eq!(queue.next_consumed(), None);
+}
+
+#[test]
+fn p7_what_is_consumed_does_not_keep_requests_waiting() {
+    let mut queue = Queue::new(1000, 1000);
+    for process_id in ["a", "b", "c"] {
+        queue.consumed(process_id.into(), 1);
+    }
+    queue.push(Lane::Ordinary, request(1)).unwrap();
+    queue.push(Lane::Ordinary, request(2)).unwrap();
+    queue.push(Lane::Control, request(3)).unwrap();
+    let mut taken = Vec::new();
+    loop {
+        if let Some((process_id, _)) = queue.next_consumed() {
+            taken.push(process_id.to_string());
+        } else if let Some(request) = queue.next() {
+            taken.push(request.id.to_string());
+        } else {
+            break;
+        }
+    }
+    assert_eq!(taken, ["3", "a", "1", "b", "2", "c"]);
+}
+
+#[test]
+fn p9_control_overtakes_and_others_keep_their_order() {
+    let mut queue = queue();
+    queue.push(Lane::Ordinary, request(1)).unwrap();
+    queue.push(Lane::Ordinary, request(2)).unwrap();
+    queue.push(Lane::Control, request(3)).unwrap();
+    queue.push(Lane::Control, request(4)).unwrap();
+    assert_eq!(taken(&mut queue), [3, 4, 1, 2]);
+    assert_eq!(queue.bytes(), 0);
+}
+
+#[test]
+fn p9_one_write_of_a_process_is_under_way_at_a_time() {
+    let (mut queue, a, b) = (queue(), ProcessId::from("a"), ProcessId::from("b"));
+    for id in 1..=3 {
+        queue.push(Lane::Stdin(&a), request(id)).unwrap();
+    }
+    queue.push(Lane::Stdin(&b), request(4)).unwrap();
+    assert_eq!(taken(&mut queue), [1, 4]);
+    queue.answered(1);
+    queue.answered(1);
+    assert_eq!(taken(&mut queue), [2]);
+    queue.answered(2);
+    queue.answered(4);
+    assert_eq!(queue.stdins.len(), 1);
+    assert_eq!(taken(&mut queue), [3]);
+    queue.answered(3);
+    assert!(queue.stdins.is_empty() && queue.writing.is_empty());
+    assert_eq!(queue.bytes(), 0);
+}
+
+#[test]
+fn p4_what_waits_is_bounded() {
+    let (mut queue, a) = (queue(), ProcessId::from("a"));
+    let accepted = (1..100)
+        .take_while(|&id| queue.push(Lane::Stdin(&a), request(id)).is_ok())
+        .count();
+    assert_eq!(accepted, 1 + 1_000 / 129);
+    let accepted = (100..1000)
+        .take_while(|&id| queue.push(Lane::Ordinary, request(id)).is_ok())
+        .count();
+    assert_eq!(accepted, 10_000 / 129 - 8);
+    assert!(queue.remove(3) && queue.remove(101) && !queue.remove(1000));
+    assert!(queue.push(Lane::Control, request(2000)).is_ok());
+    queue.mark_stuck(&a);
+    taken(&mut queue);
+    assert_eq!(queue.bytes(), 0);
+    let huge = Request {
+        json: vec![0; 20_000].into(),
+        ..request(3000)
+    };
+    assert!(queue.push(Lane::Ordinary, huge).is_ok(), "one always fits");
+}
+
+#[test]
+fn p4_a_server_that_answers_nothing_costs_no_memory() {
+    let mut queue = queue();
+    for id in 1..=2 * MAX_SENT as RequestId {
+        queue.push(Lane::Ordinary, request(id)).unwrap();
+        assert_eq!(taken(&mut queue), [id]);
+    }
+    assert_eq!(queue.sent.len(), MAX_SENT);
+}
+
+#[test]
+fn p9_a_stuck_process_takes_no_more_writes_until_it_has_ended() {
+    let (mut queue, a) = (queue(), ProcessId::from("a"));
+    for id in 1..=3 {
+        queue.push(Lane::Stdin(&a), request(id)).unwrap();
+    }
+    assert_eq!(taken(&mut queue), [1]);
+    assert_eq!(queue.mark_stuck(&a), [1, 2, 3]);
+    let refused = Err(Refused::Stuck(a.clone()));
+    assert_eq!(queue.push(Lane::Stdin(&a), request(4)), refused);
+    queue.answered(1);
+    assert_eq!((taken(&mut queue), queue.bytes()), (vec![], 0));
+    queue.forget(&a);
+    assert_eq!(queue.push(Lane::Stdin(&a), request(5)), Ok(()));
+}
+
+#[test]
+fn p9_the_write_that_holds_up_the_others_is_found() {
+    let (mut queue, a) = (queue(), ProcessId::from("a"));
+    let second = Duration::from_secs(1);
+    let begun = Instant::now();
+    queue.push(Lane::Ordinary, request(1)).unwrap();
+    queue.push(Lane::Stdin(&a), request(2)).unwrap();
+    queue.push(Lane::Ordinary, request(3)).unwrap();
+    assert_eq!(queue.next_overdue(second), None, "not written yet");
+    while queue.next().is_some() {}
+    assert_eq!(queue.next_overdue(second), None, "not with the socket yet");
+    queue.flushed(begun);
+    assert_eq!(queue.next_overdue(second), Some(begun + second));
+    assert_eq!(
+        queue.blocking(begun + second, second),
+        None,
+        "1 is before it"
+    );
+    queue.answered(3);
+    queue.answered(1);
+    assert_eq!(queue.blocking(begun, second), None, "not for so long");
+    assert_eq!(queue.blocking(begun + second, second), Some(a.clone()));
+    assert_eq!(queue.overdue(begun + second, second, |id| id == 2), [a]);
+    assert!(
+        queue
+            .overdue(begun + second, second, |id| id == 3)
+            .is_empty()
+    );
+}
+
+#[test]
+fn p8_a_write_that_is_lost_and_not_repeated_lets_the_next_go() {
+    let (mut queue, a) = (queue(), ProcessId::from("a"));
+    queue.push(Lane::Stdin(&a), request(1)).unwrap();
+    queue.push(Lane::Stdin(&a), request(2)).unwrap();
+    assert_eq!(taken(&mut queue), [1]);
+    queue.link_lost(Vec::new());
+    assert_eq!(taken(&mut queue), [2]);
+    queue.answered(2);
+    assert!(queue.stdins.is_empty() && queue.bytes() == 0);
+}
+
+#[test]
+fn p8_what_is_repeated_goes_first_and_in_order() {
+    let (mut queue, a) = (queue(), ProcessId::from("a"));
+    queue.push(Lane::Ordinary, request(1)).unwrap();
+    queue.push(Lane::Stdin(&a), request(2)).unwrap();
+    assert_eq!(taken(&mut queue), [1, 2]);
+    queue.push(Lane::Ordinary, request(3)).unwrap();
+    queue.push(Lane::Stdin(&a), request(4)).unwrap();
+    assert_eq!(queue.ids(), HashSet::from([3, 4]));
+    queue.link_lost(vec![request(1), request(2)]);
+    assert_eq!(queue.next_overdue(Duration::ZERO), None);
+    assert_eq!(taken(&mut queue), [1, 2, 3]);
+    queue.answered(2);
+    assert_eq!(taken(&mut queue), [4]);
+}
