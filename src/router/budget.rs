@@ -3,16 +3,11 @@
 //! The router counts what it hands out, and whoever drops an output counts what it gives back, on any
 //! thread: neither writes to the other's counter.
 
-use std::{
-    cell::Cell,
-    fmt, mem,
-    rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
-};
+mod account;
 
+use std::{cell::Cell, fmt, mem, rc::Rc, sync::Arc};
+
+use self::account::{Account, Ledger, NEVER};
 use crate::protocol::OUTPUT_OVERHEAD;
 
 /// What an output of so many bytes costs.
@@ -26,31 +21,22 @@ pub(crate) struct Pool {
     limit: usize,
     /// All that was ever taken.
     taken: Cell<u64>,
-    returns: Arc<PoolReturns>,
-}
-
-#[derive(Debug)]
-struct PoolReturns {
-    /// All that has ever been given back.
-    returned: AtomicU64,
-    /// How many sessions share the pool, or still hold something of it.
-    sessions: AtomicUsize,
+    ledger: &'static Ledger,
 }
 
 impl Pool {
+    /// For a router on this thread.
     pub(crate) fn new(limit: usize) -> Rc<Self> {
+        let ledger = Ledger::open();
         Rc::new(Pool {
             limit,
-            taken: Cell::new(0),
-            returns: Arc::new(PoolReturns {
-                returned: AtomicU64::new(0),
-                sessions: AtomicUsize::new(0),
-            }),
+            taken: Cell::new(ledger.returned()),
+            ledger,
         })
     }
 
     fn held(&self) -> usize {
-        (self.taken.get() - self.returns.returned.load(Ordering::Relaxed)) as usize
+        (self.taken.get() - self.ledger.returned()) as usize
     }
 
     /// What one session may hold. The first half goes to whoever comes; the second is divided among
@@ -60,11 +46,17 @@ impl Pool {
         if self.held() < half {
             return self.limit;
         }
-        half / self.returns.sessions.load(Ordering::Relaxed).max(1)
+        half / self.ledger.sessions().max(1)
     }
 
     fn available(&self) -> usize {
         self.limit.saturating_sub(self.held())
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.ledger.close();
     }
 }
 
@@ -73,28 +65,15 @@ impl Pool {
 /// Only the router takes from it; what has been taken returns from any thread.
 pub(crate) struct Budget {
     limit: usize,
-    /// All that was ever taken, but for what was [cancelled](Self::cancel).
+    /// All that was ever taken of this account, but for what was [cancelled](Self::cancel).
     taken: Cell<u64>,
     /// What has to have returned for there to be the room that is waited for.
     room_at: Cell<u64>,
     /// What has to have returned for the server to be told.
     tell_at: Cell<u64>,
     pool: Rc<Pool>,
-    returns: Arc<Returns>,
+    account: &'static Account,
 }
-
-/// What the permits of a session share.
-struct Returns {
-    /// All that has ever been given back.
-    returned: AtomicU64,
-    /// What `returned` has to come to for `wake` to be called, once.
-    wake_at: AtomicU64,
-    wake: Box<dyn Fn() + Send + Sync>,
-    pool: Arc<PoolReturns>,
-}
-
-/// As long as nobody waits.
-const NEVER: u64 = u64::MAX;
 
 impl Budget {
     /// `wake` is called, from any thread, when credit that was waited for has returned.
@@ -103,19 +82,14 @@ impl Budget {
         pool: Rc<Pool>,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> Self {
-        pool.returns.sessions.fetch_add(1, Ordering::Relaxed);
+        let account = pool.ledger.account(Arc::new(wake));
         Budget {
             limit,
-            taken: Cell::new(0),
+            taken: Cell::new(account.returned()),
             room_at: Cell::new(NEVER),
             tell_at: Cell::new(NEVER),
-            returns: Arc::new(Returns {
-                returned: AtomicU64::new(0),
-                wake_at: AtomicU64::new(NEVER),
-                wake: Box::new(wake),
-                pool: pool.returns.clone(),
-            }),
             pool,
+            account,
         }
     }
 
@@ -129,15 +103,15 @@ impl Budget {
         (self.taken.get() - self.returned()) as usize
     }
 
-    /// All that was ever taken.
+    /// All that was ever taken of its account: that may have been another session's before.
     pub(crate) fn taken(&self) -> u64 {
         self.taken.get()
     }
 
-    /// All that has ever been given back.
+    /// All that has ever been given back to its account.
     #[inline]
     pub(crate) fn returned(&self) -> u64 {
-        self.returns.returned.load(Ordering::SeqCst)
+        self.account.returned()
     }
 
     /// What may be taken now.
@@ -159,7 +133,7 @@ impl Budget {
         self.taken.set(self.taken.get() + bytes as u64);
         self.pool.taken.set(self.pool.taken.get() + bytes as u64);
         Some(Permit {
-            returns: self.returns.clone(),
+            account: self.account,
             bytes,
         })
     }
@@ -180,7 +154,7 @@ impl Budget {
             .set(self.taken.get().saturating_sub(enough as u64));
         self.arm();
         // What returned in between did not see that somebody waits.
-        if self.held() <= enough && self.returns.disarm() {
+        if self.held() <= enough && self.account.disarm() {
             self.room_at.set(NEVER);
             self.rearm();
             return false;
@@ -213,42 +187,19 @@ impl Budget {
 
     fn arm(&self) {
         let at = self.room_at.get().min(self.tell_at.get());
-        self.returns.wake_at.store(at, Ordering::SeqCst);
+        self.account.wake_at(at);
     }
 
     /// Arms `wake`, and calls it if that came too late.
     fn rearm(&self) {
         self.arm();
-        self.returns.look();
+        self.account.look();
     }
 }
 
-impl Returns {
-    fn disarm(&self) -> bool {
-        self.wake_at.swap(NEVER, Ordering::SeqCst) != NEVER
-    }
-
-    fn give_back(&self, bytes: usize) {
-        let bytes = bytes as u64;
-        let returned = self.returned.fetch_add(bytes, Ordering::SeqCst) + bytes;
-        self.pool.returned.fetch_add(bytes, Ordering::Relaxed);
-        self.wake_if_enough(returned);
-    }
-
-    fn look(&self) {
-        self.wake_if_enough(self.returned.load(Ordering::SeqCst));
-    }
-
-    fn wake_if_enough(&self, returned: u64) {
-        if returned >= self.wake_at.load(Ordering::SeqCst) && self.disarm() {
-            (self.wake)();
-        }
-    }
-}
-
-impl Drop for Returns {
+impl Drop for Budget {
     fn drop(&mut self) {
-        self.pool.sessions.fetch_sub(1, Ordering::Relaxed);
+        self.account.close(self.taken.get());
     }
 }
 
@@ -265,7 +216,7 @@ impl fmt::Debug for Budget {
 /// on any thread.
 #[must_use = "dropping it returns the credit"]
 pub struct Permit {
-    returns: Arc<Returns>,
+    account: &'static Account,
     bytes: usize,
 }
 
@@ -278,7 +229,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.returns.give_back(self.bytes);
+        self.account.give_back(self.bytes as u64);
     }
 }
 
@@ -292,6 +243,8 @@ impl fmt::Debug for Permit {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     fn budget(limit: usize) -> (Budget, Arc<AtomicUsize>) {
@@ -344,7 +297,7 @@ mod tests {
             );
         }
         drop(budgets);
-        let sessions = || pool.returns.sessions.load(Ordering::Relaxed);
+        let sessions = || pool.ledger.sessions();
         assert_eq!(sessions(), 1, "as long as it holds something");
         drop(greedy);
         assert_eq!(sessions(), 0);

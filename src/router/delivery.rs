@@ -123,7 +123,7 @@ impl Delivery {
     /// Notes that the server holds the process back while so much of its output is not consumed, or as much as
     /// servers keep back. Before the first event.
     pub(crate) fn held_back(&mut self, room: usize) {
-        self.window = Window::new(room);
+        self.window = Window::new(room, self.budget.taken());
     }
 
     /// Whether the server holds the process back.

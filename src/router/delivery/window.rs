@@ -52,8 +52,8 @@ impl Window {
         }
     }
 
-    /// The process is held back while so much credit is not returned.
-    pub(super) fn new(room: usize) -> Self {
+    /// The process is held back while so much credit is not returned. So much was delivered before, to others.
+    pub(super) fn new(room: usize, delivered: u64) -> Self {
         let bytes = room.min(MAX_OUTPUT_WINDOW);
         Window {
             mark_at: 0,
@@ -61,7 +61,7 @@ impl Window {
                 bytes: bytes as u64,
                 beyond: (room - bytes) as u64,
                 marks: VecDeque::new(),
-                told: Mark::default(),
+                told: Mark { seq: 0, delivered },
             })),
         }
     }
@@ -135,24 +135,26 @@ mod tests {
 
     #[test]
     fn p5_a_session_that_keeps_up_tells_the_server_now_and_then() {
-        let mut window = Window::new(6400);
-        assert!(window.is_on());
-        let mut told = Vec::new();
-        for seq in 1..=20 {
-            let delivered = seq * 200;
-            window.mark(seq, delivered);
-            // Consumed at once.
-            if window.tell_at().is_some_and(|at| delivered >= at) {
-                told.extend(window.consumed(delivered));
+        for before in [0, 1_000_000] {
+            let mut window = Window::new(6400, before);
+            assert!(window.is_on());
+            let mut told = Vec::new();
+            for seq in 1..=20 {
+                let delivered = before + seq * 200;
+                window.mark(seq, delivered);
+                // Consumed at once.
+                if window.tell_at().is_some_and(|at| delivered >= at) {
+                    told.extend(window.consumed(delivered));
+                }
             }
+            assert_eq!(told, [8, 16]);
+            assert_eq!(window.told(), Some(16));
         }
-        assert_eq!(told, [8, 16]);
-        assert_eq!(window.told(), Some(16));
     }
 
     #[test]
     fn p5_a_session_that_is_behind_tells_the_server_each_bit() {
-        let mut window = Window::new(6400);
+        let mut window = Window::new(6400, 0);
         for seq in 1..=32 {
             window.mark(seq, seq * 200);
         }
@@ -176,7 +178,7 @@ mod tests {
     fn p5_what_a_session_keeps_holds_up_nothing_but_itself() {
         for bytes in [1, 3, 100, 10_000, 1 << 20] {
             for kept in [0, 1, bytes / 3, bytes / 4 * 3] {
-                let mut window = Window::new(bytes);
+                let mut window = Window::new(bytes, 0);
                 let (bytes, kept) = (bytes as u64, kept as u64);
                 let (mut delivered, mut returned, mut told, mut seq) = (0u64, 0, 0, 0);
                 let mut at = vec![0];
@@ -208,7 +210,7 @@ mod tests {
     #[test]
     fn p5_a_session_may_keep_more_than_a_server_does() {
         const BEYOND: u64 = 3_000_000;
-        let mut window = Window::new(MAX_OUTPUT_WINDOW + BEYOND as usize);
+        let mut window = Window::new(MAX_OUTPUT_WINDOW + BEYOND as usize, 0);
         let step = MAX_OUTPUT_WINDOW as u64;
         window.mark(1, step);
         assert_eq!((window.tell_at(), window.consumed(0)), (Some(0), Some(1)));
@@ -216,7 +218,7 @@ mod tests {
         assert_eq!(window.tell_at(), Some(step));
         assert_eq!(window.consumed(step - 1), None);
         assert_eq!(window.consumed(step), Some(2));
-        let mut window = Window::new(usize::MAX);
+        let mut window = Window::new(usize::MAX, 0);
         window.mark(1, 1);
         assert_eq!(window.consumed(0), Some(1), "all that it likes");
     }
