@@ -74,6 +74,7 @@
 //! - `cli`: the `execmux` program (Unix only; brings `server`).
 //! - `server`: an exec-server in this process (Unix only).
 
+mod cache;
 mod config;
 mod connection;
 mod error;

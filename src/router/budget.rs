@@ -8,7 +8,7 @@ mod account;
 use std::{cell::Cell, fmt, mem, rc::Rc, sync::Arc};
 
 use self::account::{Account, Ledger, NEVER};
-use crate::protocol::OUTPUT_OVERHEAD;
+use crate::{cache, protocol::OUTPUT_OVERHEAD};
 
 /// What an output of so many bytes costs.
 pub(crate) fn cost(bytes: usize) -> usize {
@@ -96,6 +96,11 @@ impl Budget {
     #[inline]
     pub(crate) fn limit(&self) -> usize {
         self.limit.min(self.pool.share())
+    }
+
+    /// Fetches what it takes to take from it.
+    pub(crate) fn fetch(&self) {
+        cache::fetch_all(self.account);
     }
 
     #[inline]
@@ -224,6 +229,11 @@ impl Permit {
     /// What it counts for, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Fetches what it takes to drop it.
+    pub(crate) fn fetch(&self) {
+        cache::fetch_all(self.account);
     }
 }
 

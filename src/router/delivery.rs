@@ -6,7 +6,7 @@
 mod reading;
 mod window;
 
-use std::{collections::BTreeMap, hint::black_box, mem};
+use std::{collections::BTreeMap, mem};
 
 use bytes::Bytes;
 
@@ -428,17 +428,9 @@ impl Delivery {
         Progress::Open
     }
 
-    /// Brings what the next event needs into the cache.
-    pub(crate) fn look_at(&self) {
-        black_box(self.next_seq);
-        black_box(self.budget.taken());
-        black_box(self.early.len());
-        black_box(self.is_waiting());
-    }
-
-    /// As [`look_at`](Self::look_at), for what is not in here.
-    pub(crate) fn look_further(&self) {
-        black_box(self.budget.returned());
+    /// Fetches what the next event needs beside this.
+    pub(crate) fn fetch_further(&self) {
+        self.budget.fetch();
     }
 
     /// Whether it is this event's turn, and nothing else is to be thought of.

@@ -4,6 +4,7 @@
 //! wake. The bound is the credit of the outputs, as for mailboxes.
 
 mod local;
+mod turn;
 
 use std::{
     collections::VecDeque,

@@ -94,7 +94,7 @@ impl Router {
     fn look_ahead(&self, notifications: &Notifications, places: &mut VecDeque<Option<Place>>) {
         let next = notifications.process_ids().take(LOOKED_AHEAD);
         places.extend(next.map(|process_id| self.routes.find(process_id)));
-        self.routes.look_at(places);
+        self.routes.fetch(places);
     }
 
     /// Forwards an output if all is as nearly always, or returns it.

@@ -4,8 +4,7 @@ use std::{
     borrow::Borrow,
     collections::{HashMap, VecDeque, hash_map::Entry},
     hash::{Hash, Hasher},
-    hint::black_box,
-    mem,
+    mem, ptr,
 };
 
 use foldhash::fast::RandomState;
@@ -18,6 +17,7 @@ use super::{
     session::{Receiver, Session},
 };
 use crate::{
+    cache,
     error::RegisterError,
     protocol::{ProcessId, Record},
 };
@@ -59,6 +59,9 @@ pub(crate) struct Route {
     /// How helper processes find the process, if it was started for that.
     pub(crate) record: Option<Record>,
 }
+
+/// So many bytes of a route are used by each event.
+const USED_FOR_EACH: usize = mem::offset_of!(Route, delivery) + 128;
 
 impl Route {
     pub(crate) fn key(&self) -> RouteKey {
@@ -154,20 +157,22 @@ impl Routes {
         self.routes.get_mut(place)
     }
 
-    /// Brings what the next events of these need into the cache: first the routes, of which none has to wait for
-    /// another, then what they point to.
-    pub(crate) fn look_at(&self, places: &VecDeque<Option<Place>>) {
+    /// Has what the next events of these need brought into the cache: first the routes, then what they point to, and
+    /// what that points to.
+    pub(crate) fn fetch(&self, places: &VecDeque<Option<Place>>) {
         let routes = || {
             let places = places.iter().flatten();
             places.filter_map(|place| self.routes.get(place.place))
         };
         for route in routes() {
-            black_box(route.delivered_in);
-            route.delivery.look_at();
+            cache::fetch(ptr::from_ref(route).cast(), USED_FOR_EACH);
         }
         for route in routes() {
-            route.delivery.look_further();
-            route.session.look_at();
+            route.delivery.fetch_further();
+            route.session.fetch_queue();
+        }
+        for route in routes() {
+            route.session.fetch_waker();
         }
     }
 

@@ -11,6 +11,7 @@ use super::{
     events::{self, Delivering, EventSender, LocalQueue, SessionEvents},
 };
 use crate::{
+    cache,
     error::FailureReason,
     protocol::{ProcessId, Stream},
 };
@@ -210,7 +211,7 @@ enum Holding {
 pub(crate) enum Reached<'a> {
     Recipient(Cow<'a, Recipient<SessionEvent>>),
     Queue(&'a EventSender),
-    Local(&'a LocalQueue),
+    Local(&'a Rc<LocalQueue>),
 }
 
 impl Reached<'_> {
@@ -421,13 +422,20 @@ impl Receiver {
         self.reach().is_none()
     }
 
-    /// Brings what the next event needs into the cache.
-    pub(crate) fn look_at(&self) {
+    /// Fetches what the next event needs beside this.
+    pub(crate) fn fetch_queue(&self) {
         match &self.local {
-            Some(queue) => queue.look_at(),
+            Some(queue) => cache::fetch_all(Rc::as_ptr(queue)),
             None => {
                 black_box(self.session.has_stopped());
             }
+        }
+    }
+
+    /// As [`fetch_queue`](Self::fetch_queue), for what is beside that.
+    pub(crate) fn fetch_waker(&self) {
+        if let Some(queue) = &self.local {
+            queue.fetch_waker();
         }
     }
 

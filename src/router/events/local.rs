@@ -4,9 +4,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
-    fmt,
-    hint::black_box,
-    mem,
+    fmt, mem,
     pin::Pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
@@ -19,8 +17,11 @@ use actix::{
 };
 use foldhash::fast::RandomState;
 
-use super::{Queue, SessionEvents};
-use crate::router::session::SessionEvent;
+use super::{
+    Queue, SessionEvents,
+    turn::{self, Places},
+};
+use crate::{cache, router::session::SessionEvent};
 
 thread_local! {
     /// The queues of the actors on this thread, by the queue that a session carries to any thread.
@@ -42,6 +43,9 @@ pub(crate) struct LocalQueue {
     /// Whether that will look here anyway.
     is_woken: Cell<bool>,
     is_abandoned: Cell<bool>,
+    /// Whether it was woken by an event, and has not yet had its turn.
+    pub(super) awaits_turn: Cell<bool>,
+    pub(super) places: Cell<Places>,
 }
 
 /// Events in order.
@@ -78,9 +82,21 @@ impl Events {
 }
 
 impl LocalQueue {
+    pub(super) fn new() -> Rc<Self> {
+        Rc::new(LocalQueue {
+            events: RefCell::default(),
+            waker: RefCell::default(),
+            // It is polled a first time.
+            is_woken: Cell::new(true),
+            is_abandoned: Cell::new(false),
+            awaits_turn: Cell::new(false),
+            places: Cell::default(),
+        })
+    }
+
     /// Adds an event, and wakes the session if it waits. Returns whether it has, or the session is gone.
     #[inline]
-    pub(crate) fn send(&self, event: SessionEvent) -> bool {
+    pub(crate) fn send(self: &Rc<Self>, event: SessionEvent) -> bool {
         if self.is_abandoned() {
             return false;
         }
@@ -89,6 +105,7 @@ impl LocalQueue {
             && let Some(waker) = &*self.waker.borrow()
         {
             waker.wake_by_ref();
+            turn::woken(self);
         }
         true
     }
@@ -98,11 +115,22 @@ impl LocalQueue {
         self.is_abandoned.get()
     }
 
-    /// Brings what the next event needs into the cache.
-    pub(crate) fn look_at(&self) {
-        black_box(self.is_abandoned());
-        black_box(self.events.borrow().is_empty());
-        black_box(self.waker.borrow().is_some());
+    /// Fetches what it takes to wake the actor. To be called when this itself has been fetched.
+    pub(crate) fn fetch_waker(&self) {
+        self.places.get().fetch_waker();
+    }
+
+    /// As [`fetch_waker`](Self::fetch_waker), for what it takes to handle and drop the next event.
+    pub(super) fn fetch_event(&self) {
+        if let Ok(events) = self.events.try_borrow()
+            && let Some(SessionEvent::Output(output)) = &events.first
+        {
+            output.permit.fetch();
+            cache::fetch(
+                output.chunk.as_ptr(),
+                output.chunk.len().min(2 * cache::LINE),
+            );
+        }
     }
 
     /// Gives back the memory of a flood that is over.
@@ -158,13 +186,7 @@ pub(crate) struct Delivering {
 impl Delivering {
     /// To be polled on this thread.
     pub(crate) fn new(shared: SessionEvents) -> Self {
-        let local = Rc::new(LocalQueue {
-            events: RefCell::default(),
-            waker: RefCell::default(),
-            // It is polled a first time.
-            is_woken: Cell::new(true),
-            is_abandoned: Cell::new(false),
-        });
+        let local = LocalQueue::new();
         LOCAL_QUEUES.with_borrow_mut(|queues| {
             queues.insert(Arc::as_ptr(&shared.0), local.clone());
         });
@@ -220,7 +242,12 @@ where
         task: &mut Context<'_>,
     ) -> Poll<()> {
         let this = self.get_mut();
+        turn::begin(&this.local);
         let is_new_task = this.local.wait(task);
+        if is_new_task {
+            let places = Places::new(task.waker(), actor, this);
+            this.local.places.set(places);
+        }
         let has_news = is_new_task || this.shared.0.has_news.load(Ordering::Acquire);
         let is_over = has_news && this.take_shared(task);
         let come = this.local.events.borrow().len();
