@@ -245,7 +245,8 @@ where
         turn::begin(&this.local);
         let is_new_task = this.local.wait(task);
         if is_new_task {
-            let places = Places::new(task.waker(), actor, this);
+            let address = context.address();
+            let places = Places::new(task.waker(), actor, &address, this);
             this.local.places.set(places);
         }
         let has_news = is_new_task || this.shared.0.has_news.load(Ordering::Acquire);

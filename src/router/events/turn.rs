@@ -4,7 +4,16 @@
 //! take their turns in the order in which they were woken, so that what the next ones need can be on its way
 //! meanwhile.
 
-use std::{cell::RefCell, collections::VecDeque, ptr, rc::Rc, task::Waker};
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    hash::{Hash as _, Hasher},
+    ptr,
+    rc::Rc,
+    task::Waker,
+};
+
+use actix::{Actor, Addr};
 
 use super::local::LocalQueue;
 use crate::cache::{self, LINE};
@@ -29,6 +38,7 @@ pub(super) struct Places {
     task: *const u8,
     task_bytes: usize,
     delivering: *const u8,
+    mailbox: *const u8,
 }
 
 impl Default for Places {
@@ -37,13 +47,17 @@ impl Default for Places {
             task: ptr::null(),
             task_bytes: 0,
             delivering: ptr::null(),
+            mailbox: ptr::null(),
         }
     }
 }
 
 impl Places {
     /// Of an actor in the task of this waker.
-    pub(super) fn new<A, D>(waker: &Waker, actor: &A, delivering: &D) -> Self {
+    pub(super) fn new<A, D>(waker: &Waker, actor: &A, address: &Addr<A>, delivering: &D) -> Self
+    where
+        A: Actor,
+    {
         // So it is with the executor of actix. Where it is not, what is fetched is of no use, and does no harm.
         let task = waker.data().cast::<u8>();
         let end = ptr::from_ref(actor).addr() + size_of::<A>();
@@ -51,17 +65,43 @@ impl Places {
             task,
             task_bytes: end.saturating_sub(task.addr()).min(MAX_TASK),
             delivering: ptr::from_ref(delivering).cast(),
+            mailbox: Mailbox::of(address),
         }
     }
 
     fn fetch(&self) {
         cache::fetch(self.task, self.task_bytes);
         cache::fetch(self.delivering, LINE);
+        // With what it points to, which was allocated just before it.
+        cache::fetch(self.mailbox.wrapping_sub(LINE), 3 * LINE);
     }
 
     /// Fetches what it takes to wake the actor.
     pub(super) fn fetch_waker(&self) {
         cache::fetch(self.task, LINE);
+    }
+}
+
+/// Where a mailbox lies, which a look is taken into each turn: all that an address tells of it is its hash.
+struct Mailbox(*const u8);
+
+impl Mailbox {
+    fn of<A: Actor>(address: &Addr<A>) -> *const u8 {
+        let mut mailbox = Mailbox(ptr::null());
+        address.hash(&mut mailbox);
+        mailbox.0
+    }
+}
+
+impl Hasher for Mailbox {
+    fn write_usize(&mut self, place: usize) {
+        self.0 = ptr::without_provenance(place);
+    }
+
+    fn write(&mut self, _: &[u8]) {}
+
+    fn finish(&self) -> u64 {
+        self.0.addr() as u64
     }
 }
 
@@ -108,6 +148,20 @@ mod tests {
 
     fn awaiting() -> usize {
         WOKEN.with_borrow(VecDeque::len)
+    }
+
+    #[actix::test]
+    async fn a_mailbox_is_where_all_its_addresses_are() {
+        struct Idle;
+
+        impl Actor for Idle {
+            type Context = actix::Context<Self>;
+        }
+
+        let (first, second) = (Idle.start(), Idle.start());
+        assert!(!Mailbox::of(&first).is_null());
+        assert_eq!(Mailbox::of(&first), Mailbox::of(&first.clone()));
+        assert_ne!(Mailbox::of(&first), Mailbox::of(&second));
     }
 
     #[test]
