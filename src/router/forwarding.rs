@@ -93,7 +93,7 @@ impl Router {
     /// looked at before the first is dealt with.
     fn look_ahead(&self, notifications: &Notifications, places: &mut VecDeque<Option<Place>>) {
         let next = notifications.process_ids().take(LOOKED_AHEAD);
-        places.extend(next.map(|process_id| self.routes.find(process_id)));
+        places.extend(next.map(|process_id| self.routes.guess(process_id)));
         self.routes.fetch(places);
     }
 

@@ -1,13 +1,9 @@
 //! The routing table: process id -> session. No actor of its own.
 
-use std::{
-    borrow::Borrow,
-    collections::{HashMap, VecDeque, hash_map::Entry},
-    hash::{Hash, Hasher},
-    mem, ptr,
-};
+use std::{collections::VecDeque, hash::BuildHasher as _, mem, ptr};
 
 use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 use slab::Slab;
 use tokio::time::Instant;
 
@@ -72,34 +68,25 @@ impl Route {
 /// The routes of all processes that have not ended.
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
-    places: HashMap<Name, usize, RandomState>,
+    /// By process id, which is only in the route: so the table of thousands is small enough for the cache.
+    places: HashTable<Place>,
+    hasher: RandomState,
     routes: Slab<Route>,
     last_key: u64,
-    /// Counts what makes a [`Place`] invalid.
-    changes: u64,
 }
 
-/// A process id that is found by its bytes: what a peer sends for one needs no check before.
-#[derive(Debug, PartialEq, Eq)]
-struct Name(ProcessId);
-
-impl Borrow<[u8]> for Name {
-    fn borrow(&self) -> &[u8] {
-        self.0.as_str().as_bytes()
-    }
-}
-
-impl Hash for Name {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.as_str().as_bytes().hash(state);
-    }
-}
-
-/// Where a route was found. It may have gone from there.
+/// Where there is, or was, a route of a process id with this hash.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
-    place: usize,
-    changes: u64,
+    hash: u32,
+    place: u32,
+}
+
+impl Place {
+    /// For the table, which looks at both ends.
+    fn hash(self) -> u64 {
+        u64::from(self.hash) << 32 | u64::from(self.hash)
+    }
 }
 
 impl Routes {
@@ -114,47 +101,70 @@ impl Routes {
         if session.has_stopped() {
             return Err(RegisterError::SessionStopped(process_id));
         }
-        match self.places.entry(Name(process_id)) {
-            Entry::Occupied(taken) => Err(RegisterError::Duplicate(taken.key().0.clone())),
-            Entry::Vacant(free) => {
-                self.last_key += 1;
-                let key = RouteKey(self.last_key);
-                let budget = budget(&session, key);
-                let delivery =
-                    Delivery::new(free.key().0.clone(), budget, session.overflow, after_seq);
-                free.insert(self.routes.insert(Route {
-                    key,
-                    session: session.into(),
-                    delivery,
-                    delivered_in: 0,
-                    starting: false,
-                    is_known: after_seq > 0,
-                    is_queued: false,
-                    is_interrupted: false,
-                    end_checked: None,
-                    record: None,
-                }));
-                Ok(key)
-            }
+        let hash = self.hash(process_id.as_str().as_bytes());
+        if self.look_up(process_id.as_str().as_bytes()).is_some() {
+            return Err(RegisterError::Duplicate(process_id));
         }
-    }
-
-    /// Finds a route, for [`at`](Self::at).
-    pub(crate) fn find(&self, process_id: &[u8]) -> Option<Place> {
-        let &place = self.places.get(process_id)?;
-        Some(Place {
-            place,
-            changes: self.changes,
-        })
-    }
-
-    /// Returns the route that was found, or looks for it again if any may have gone since.
-    pub(crate) fn at(&mut self, place: Option<Place>, process_id: &[u8]) -> Option<&mut Route> {
-        let place = match place {
-            Some(Place { place, changes }) if changes == self.changes => place,
-            _ => *self.places.get(process_id)?,
+        self.last_key += 1;
+        let key = RouteKey(self.last_key);
+        let budget = budget(&session, key);
+        let delivery = Delivery::new(process_id, budget, session.overflow, after_seq);
+        let place = self.routes.insert(Route {
+            key,
+            session: session.into(),
+            delivery,
+            delivered_in: 0,
+            starting: false,
+            is_known: after_seq > 0,
+            is_queued: false,
+            is_interrupted: false,
+            end_checked: None,
+            record: None,
+        });
+        let place = Place {
+            hash,
+            place: u32::try_from(place).expect("fewer routes than that fit into any memory"),
         };
-        self.routes.get_mut(place)
+        self.places
+            .insert_unique(place.hash(), place, |place| place.hash());
+        Ok(key)
+    }
+
+    fn hash(&self, process_id: &[u8]) -> u32 {
+        self.hasher.hash_one(process_id) as u32
+    }
+
+    /// Whether the route of this process is there.
+    #[inline]
+    fn is_at(&self, place: Place, process_id: &[u8]) -> bool {
+        self.routes
+            .get(place.place as usize)
+            .is_some_and(|route| route.delivery.process_id().as_str().as_bytes() == process_id)
+    }
+
+    #[inline]
+    fn look_up(&self, process_id: &[u8]) -> Option<Place> {
+        let hash = self.hash(process_id);
+        let sought = Place { hash, place: 0 };
+        let is_sought = |&found: &Place| found.hash == hash && self.is_at(found, process_id);
+        self.places.find(sought.hash(), is_sought).copied()
+    }
+
+    /// Finds where the route of a process is, most likely, without a look at it: for [`at`](Self::at).
+    pub(crate) fn guess(&self, process_id: &[u8]) -> Option<Place> {
+        let hash = self.hash(process_id);
+        let sought = Place { hash, place: 0 };
+        let found = self.places.find(sought.hash(), |found| found.hash == hash);
+        found.copied()
+    }
+
+    /// Returns the route of a process, wherever it is: there, if that was guessed well.
+    #[inline]
+    pub(crate) fn at(&mut self, guess: Option<Place>, process_id: &[u8]) -> Option<&mut Route> {
+        let place = guess
+            .filter(|&guess| self.is_at(guess, process_id))
+            .or_else(|| self.look_up(process_id))?;
+        self.routes.get_mut(place.place as usize)
     }
 
     /// Has what the next events of these need brought into the cache: first the routes, then what they point to, and
@@ -162,7 +172,7 @@ impl Routes {
     pub(crate) fn fetch(&self, places: &VecDeque<Option<Place>>) {
         let routes = || {
             let places = places.iter().flatten();
-            places.filter_map(|place| self.routes.get(place.place))
+            places.filter_map(|place| self.routes.get(place.place as usize))
         };
         for route in routes() {
             cache::fetch(ptr::from_ref(route).cast(), USED_FOR_EACH);
@@ -177,14 +187,16 @@ impl Routes {
     }
 
     pub(crate) fn get_mut(&mut self, process_id: &str) -> Option<&mut Route> {
-        let &place = self.places.get(process_id.as_bytes())?;
-        self.routes.get_mut(place)
+        self.at(None, process_id.as_bytes())
     }
 
     pub(crate) fn remove(&mut self, process_id: &ProcessId) -> Option<Route> {
-        let place = self.places.remove(process_id.as_str().as_bytes())?;
-        self.changes += 1;
-        self.routes.try_remove(place)
+        let sought = self.look_up(process_id.as_str().as_bytes())?;
+        let found = self
+            .places
+            .find_entry(sought.hash(), |found| found.place == sought.place);
+        found.ok()?.remove();
+        self.routes.try_remove(sought.place as usize)
     }
 
     /// Returns this very route, not a later one of the same process id.
@@ -211,7 +223,9 @@ impl Routes {
     }
 
     pub(crate) fn process_ids(&self) -> Vec<ProcessId> {
-        self.places.keys().map(|name| name.0.clone()).collect()
+        self.iter()
+            .map(|route| route.delivery.process_id().clone())
+            .collect()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Route> {
@@ -220,12 +234,10 @@ impl Routes {
 
     /// Takes all out as they lie: to move each costs as much as to tell it something.
     pub(crate) fn take(&mut self) -> Routes {
-        let changes = self.changes + 1;
         mem::replace(
             self,
             Routes {
                 last_key: self.last_key,
-                changes,
                 ..Routes::default()
             },
         )
@@ -242,6 +254,8 @@ impl Routes {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use actix::{Actor, ActorContext as _, Addr, Context, Handler, Message};
 
     use super::*;
@@ -299,7 +313,7 @@ mod tests {
     async fn an_old_key_does_not_find_a_later_route() {
         let mut routes = Routes::default();
         let old = routes.insert("p".into(), session().1, 0, budget).unwrap();
-        let place = routes.find(b"p");
+        let place = routes.guess(b"p");
         assert_eq!(routes.at(place, b"p").map(|route| route.key()), Some(old));
         assert!(routes.remove(&"p".into()).is_some());
         assert!(routes.get_keyed(&"p".into(), old).is_none());
@@ -309,6 +323,45 @@ mod tests {
         assert!(routes.get_keyed(&"p".into(), old).is_none());
         assert!(routes.get_keyed(&"x".into(), new).is_none());
         assert!(routes.get_keyed(&"p".into(), new).is_some());
+    }
+
+    /// Two process ids with the same hash.
+    fn alike(routes: &Routes) -> (String, String) {
+        let mut known = HashMap::new();
+        (0..)
+            .map(|n| format!("p{n}"))
+            .find_map(|id| {
+                let other = known.insert(routes.hash(id.as_bytes()), id.clone())?;
+                Some((other, id))
+            })
+            .unwrap()
+    }
+
+    #[actix::test]
+    async fn p1_process_ids_of_the_same_hash_have_their_own_routes() {
+        let mut routes = Routes::default();
+        let (first, second) = alike(&routes);
+        let mut insert = |id: &str| routes.insert(id.into(), session().1, 0, budget).unwrap();
+        let others = ["x", "y"].map(&mut insert);
+        let key = insert(&first);
+        assert_eq!(others.len() + 1, routes.len());
+        let guess = routes.guess(second.as_bytes());
+        assert!(guess.is_some(), "it is not looked at");
+        assert!(routes.at(guess, second.as_bytes()).is_none());
+        let other = routes
+            .insert(second.as_str().into(), session().1, 0, budget)
+            .unwrap();
+        for (id, key) in [(&first, key), (&second, other)] {
+            for guess in [guess, routes.guess(id.as_bytes()), None] {
+                let found = routes.at(guess, id.as_bytes());
+                assert_eq!(found.map(|route| route.key()), Some(key));
+            }
+        }
+        assert!(routes.remove(&second.as_str().into()).is_some());
+        assert!(routes.remove(&second.as_str().into()).is_none());
+        let found = routes.at(guess, first.as_bytes());
+        assert_eq!(found.map(|route| route.key()), Some(key));
+        assert!(routes.remove(&first.as_str().into()).is_some());
     }
 
     #[actix::test]
