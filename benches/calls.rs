@@ -2,7 +2,8 @@
 //!
 //! Over a loopback socket, to a load on another core. Each contender has one core, for the connection
 //! and all that call. `execmux` is this crate; `baseline` the design it came from; `floor` writes the
-//! same request again for each answer, and looks into none.
+//! same request again for each answer, and looks into none. The cores are kept awake: with one call at a time
+//! both sides wait for most of the time.
 //!
 //! `cargo bench --bench calls -- [--test] [--rounds N] [IN_FLIGHT] [CONTENDER...]`
 #![allow(missing_docs, clippy::unwrap_used)]
@@ -31,8 +32,8 @@ use self::{
     floor::Floor,
     load::Load,
     measure::{
-        Contender, Medians, Options, Sample, Stopwatch, median, print_table, ratio, take_turns,
-        thousands,
+        Contender, Medians, Options, Sample, Stopwatch, awake::Awake, median, print_table, ratio,
+        take_turns, thousands,
     },
 };
 
@@ -207,9 +208,13 @@ fn main() {
     if load::is_wanted() {
         return load::serve();
     }
+    if measure::awake::has_stayed_awake() {
+        return;
+    }
     let options = Options::from_arguments();
-    // Before this thread is pinned: the load would inherit its one core.
+    // Before this thread is pinned: they would inherit its one core.
     let load = Load::start();
+    let _awake = Awake::start();
     measure::pin(1);
     let mut rows = Vec::new();
     for in_flight in options.choose(0, &IN_FLIGHT.map(|(in_flight, _)| in_flight)) {

@@ -5,8 +5,9 @@
 //! to the handler, calls to their answers, interrupts from the call to their arrival at the load. Once with
 //! A consuming, and once with A stopped for good, at its budget: the second should be no more than the
 //! first. `paced` is a flood that the client keeps up with, `saturated` as much as the load can write. `busy`
-//! is the share of the time in which the client works: where that is not all, it sleeps until something comes,
-//! and that the system wakes it is in the times. With A stopped there is less to do.
+//! is the share of the time in which the client works: where that is not all, it waits until something comes.
+//! With A stopped there is less to do, and so that it does not look worse for that, the cores are kept awake
+//! meanwhile.
 //!
 //! `baseline` waits for room in A's channel, and so hears nothing more once that is full: `-`.
 //!
@@ -41,8 +42,8 @@ use tokio::{
 use self::{
     load::Load,
     measure::{
-        Contender, Options, Sample, Stopwatch, micros, percentile, print_table, ratio,
-        sample_in_turns, shared_time, thousands,
+        Contender, Options, Sample, Stopwatch, awake::Awake, micros, percentile, print_table,
+        ratio, sample_in_turns, shared_time, thousands,
     },
 };
 
@@ -473,9 +474,13 @@ fn main() {
     if load::is_wanted() {
         return load::serve();
     }
+    if measure::awake::has_stayed_awake() {
+        return;
+    }
     let options = Options::from_arguments();
-    // Before this thread is pinned: the load would inherit its one core.
+    // Before this thread is pinned: they would inherit its one core.
     let load = Load::start();
+    let _awake = Awake::start();
     measure::pin(1);
     let mut rows = Vec::new();
     for (flood, interval_micros) in FLOODS {

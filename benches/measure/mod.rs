@@ -1,6 +1,8 @@
 //! How the benches measure: what they are asked for, wall and CPU time, medians, and a table.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
+pub mod awake;
+
 use std::{
     process::{Command, Stdio},
     time::{Duration, Instant},
