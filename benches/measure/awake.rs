@@ -9,7 +9,8 @@ use std::{
 /// Makes an executable stay awake, as its first argument.
 const ARGUMENT: &str = "stay-awake";
 
-/// One process for each of two cores, which runs when nobody else wants to. Without `chrt`, there is none.
+/// One process for each of two cores, which runs when nobody else wants to. Without a `chrt` that can do that, there
+/// is none, which is said at the end.
 pub struct Awake(Vec<Child>);
 
 impl Awake {
@@ -31,10 +32,15 @@ impl Awake {
 
 impl Drop for Awake {
     fn drop(&mut self) {
+        let mut were_awake = self.0.len() == 2;
         for child in &mut self.0 {
+            were_awake &= matches!(child.try_wait(), Ok(None));
             // It ends with its stdin.
             drop(child.stdin.take());
             let _ended = child.wait();
+        }
+        if !were_awake {
+            eprintln!("The cores were not kept awake: `chrt --idle` does not work here.");
         }
     }
 }

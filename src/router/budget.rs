@@ -333,22 +333,23 @@ mod tests {
     #[test]
     fn one_wake_does_for_two_waits_without_losing_either() {
         let (budget, wakes) = budget(100_000);
+        let before = budget.returned();
         let count = || wakes.load(Ordering::SeqCst);
         let mut held: Vec<_> = (0..10).map(|_| budget.take(872, 0).unwrap()).collect();
-        budget.wake_to_tell(2000);
+        budget.wake_to_tell(before + 2000);
         assert!(budget.wake_at(100_000, 0), "for half");
         held.truncate(9);
         assert_eq!(count(), 0);
         held.truncate(8);
         assert_eq!(count(), 1);
         assert!(!budget.woken(), "it was to tell");
-        budget.wake_to_tell(9000);
+        budget.wake_to_tell(before + 9000);
         held.truncate(5);
         assert_eq!(count(), 2);
         assert!(budget.woken());
         held.truncate(2);
         assert_eq!((count(), budget.woken()), (2, false));
-        budget.wake_to_tell(8000);
+        budget.wake_to_tell(before + 8000);
         assert_eq!(count(), 3, "too late to be told by one who returns");
         budget.woken();
         held.clear();
@@ -358,9 +359,10 @@ mod tests {
     #[test]
     fn p4_what_no_session_was_given_counts_as_never_taken() {
         let (budget, wakes) = budget(100_000);
+        let before = budget.returned();
         let given = budget.take(872, 0).unwrap();
         let reserved = budget.take(9872, 0).unwrap();
-        budget.wake_to_tell(1000);
+        budget.wake_to_tell(before + 1000);
         budget.cancel(reserved);
         assert_eq!(wakes.load(Ordering::SeqCst), 0);
         assert_eq!((budget.held(), budget.pool.held()), (1000, 1000));

@@ -3,13 +3,14 @@
 //!
 //! Every output that is consumed writes to both. Whoever is on the router's thread, as most are, does so without a
 //! locked instruction, and nobody counts who knows an account: they are never freed. When a session has ended and all
-//! of its credit has returned, its account is the next one's, so that there are as many as there ever were sessions
-//! at a time, of 64 bytes each.
+//! of its credit has returned, its account is the next one's of the same ledger, and when a connection has ended and
+//! all has returned, its ledger is the next one's. So there are as many accounts, of 64 bytes each, as there ever were
+//! sessions at a time on the connections of which something is still held.
 
 use std::{
     array,
     cell::Cell,
-    fmt, mem,
+    fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -69,7 +70,9 @@ pub(super) struct Account {
     free_at: AtomicU64,
 }
 
-const _: () = assert!(mem::size_of::<Account>() == 64, "one line of the cache");
+// Other systems have larger locks.
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+const _: () = assert!(size_of::<Account>() == 64, "one line of the cache");
 
 /// Counts up, for whoever uses it next too.
 #[derive(Default)]
@@ -384,7 +387,7 @@ mod tests {
         }
         assert_eq!(ledger.users.load(SeqCst), 1);
         account.give_back(10);
-        // It may have been opened by another test by now.
-        assert_eq!(ledger.returned(), 10);
+        // Another test may have opened it by now.
+        assert!(ledger.returned() >= 10);
     }
 }

@@ -244,7 +244,8 @@ where
         let this = self.get_mut();
         turn::begin(&this.local);
         let is_new_task = this.local.wait(task);
-        if is_new_task {
+        if !this.local.places.get().are_known() {
+            // Once: to drop the only address wakes the actor.
             let address = context.address();
             let places = Places::new(task.waker(), actor, &address, this);
             this.local.places.set(places);

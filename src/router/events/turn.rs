@@ -69,6 +69,10 @@ impl Places {
         }
     }
 
+    pub(super) fn are_known(&self) -> bool {
+        !self.mailbox.is_null()
+    }
+
     fn fetch(&self) {
         cache::fetch(self.task, self.task_bytes);
         cache::fetch(self.delivering, LINE);
