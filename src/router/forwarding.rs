@@ -22,7 +22,7 @@ impl Message for TurnOver {
 /// So many routes stay in the cache from one batch to the next: half a KiB each.
 const CACHED_ROUTES: usize = 500;
 
-/// So many are looked at together: few enough to be in the nearest cache when their turn comes.
+/// So many are fetched together: few enough to be in the nearest cache when their turn comes.
 const LOOKED_AHEAD: usize = 16;
 
 /// An event that has to wait, and until when.
@@ -87,10 +87,10 @@ impl Router {
         Ok(notifications)
     }
 
-    /// Finds the routes of the next notifications, and looks at them.
+    /// Guesses the routes of the next notifications, and has them fetched.
     ///
-    /// With thousands of sessions the state of none is in the cache. That of several is fetched at once if all are
-    /// looked at before the first is dealt with.
+    /// With thousands of sessions the state of none is in the cache: that of several is on its way at once before the
+    /// first is dealt with.
     fn look_ahead(&self, notifications: &Notifications, places: &mut VecDeque<Option<Place>>) {
         let next = notifications.process_ids().take(LOOKED_AHEAD);
         places.extend(next.map(|process_id| self.routes.guess(process_id)));
