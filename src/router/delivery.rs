@@ -94,6 +94,9 @@ pub(crate) enum Progress {
 }
 
 impl Delivery {
+    /// So many bytes of it are used by each event.
+    pub(crate) const USED_FOR_EACH: usize = mem::offset_of!(Delivery, overflow);
+
     /// Delivers what comes after `after_seq`.
     pub(crate) fn new(
         process_id: ProcessId,

@@ -57,7 +57,7 @@ pub(crate) struct Route {
 }
 
 /// So many bytes of a route are used by each event.
-const USED_FOR_EACH: usize = mem::offset_of!(Route, delivery) + 128;
+const USED_FOR_EACH: usize = mem::offset_of!(Route, delivery) + Delivery::USED_FOR_EACH;
 
 impl Route {
     pub(crate) fn key(&self) -> RouteKey {
@@ -82,11 +82,9 @@ pub(crate) struct Place {
     place: u32,
 }
 
-impl Place {
-    /// For the table, which looks at both ends.
-    fn hash(self) -> u64 {
-        u64::from(self.hash) << 32 | u64::from(self.hash)
-    }
+/// For the table, which looks at both ends of a hash.
+fn widen(hash: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(hash)
 }
 
 impl Routes {
@@ -102,7 +100,7 @@ impl Routes {
             return Err(RegisterError::SessionStopped(process_id));
         }
         let hash = self.hash(process_id.as_str().as_bytes());
-        if self.look_up(process_id.as_str().as_bytes()).is_some() {
+        if self.look_up(hash, process_id.as_str().as_bytes()).is_some() {
             return Err(RegisterError::Duplicate(process_id));
         }
         self.last_key += 1;
@@ -126,7 +124,7 @@ impl Routes {
             place: u32::try_from(place).expect("fewer routes than that fit into any memory"),
         };
         self.places
-            .insert_unique(place.hash(), place, |place| place.hash());
+            .insert_unique(widen(hash), place, |place| widen(place.hash));
         Ok(key)
     }
 
@@ -143,18 +141,15 @@ impl Routes {
     }
 
     #[inline]
-    fn look_up(&self, process_id: &[u8]) -> Option<Place> {
-        let hash = self.hash(process_id);
-        let sought = Place { hash, place: 0 };
+    fn look_up(&self, hash: u32, process_id: &[u8]) -> Option<Place> {
         let is_sought = |&found: &Place| found.hash == hash && self.is_at(found, process_id);
-        self.places.find(sought.hash(), is_sought).copied()
+        self.places.find(widen(hash), is_sought).copied()
     }
 
     /// Finds where the route of a process is, most likely, without a look at it: for [`at`](Self::at).
     pub(crate) fn guess(&self, process_id: &[u8]) -> Option<Place> {
         let hash = self.hash(process_id);
-        let sought = Place { hash, place: 0 };
-        let found = self.places.find(sought.hash(), |found| found.hash == hash);
+        let found = self.places.find(widen(hash), |found| found.hash == hash);
         found.copied()
     }
 
@@ -163,7 +158,7 @@ impl Routes {
     pub(crate) fn at(&mut self, guess: Option<Place>, process_id: &[u8]) -> Option<&mut Route> {
         let place = guess
             .filter(|&guess| self.is_at(guess, process_id))
-            .or_else(|| self.look_up(process_id))?;
+            .or_else(|| self.look_up(self.hash(process_id), process_id))?;
         self.routes.get_mut(place.place as usize)
     }
 
@@ -191,12 +186,14 @@ impl Routes {
     }
 
     pub(crate) fn remove(&mut self, process_id: &ProcessId) -> Option<Route> {
-        let sought = self.look_up(process_id.as_str().as_bytes())?;
+        let process_id = process_id.as_str().as_bytes();
+        let hash = self.hash(process_id);
+        let Place { place, .. } = self.look_up(hash, process_id)?;
         let found = self
             .places
-            .find_entry(sought.hash(), |found| found.place == sought.place);
+            .find_entry(widen(hash), |found| found.place == place);
         found.ok()?.remove();
-        self.routes.try_remove(sought.place as usize)
+        self.routes.try_remove(place as usize)
     }
 
     /// Returns this very route, not a later one of the same process id.
