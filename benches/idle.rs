@@ -4,7 +4,9 @@
 //! goes to sleep, which is as often as it was woken, and how much CPU time it takes. Some 0.3 a second are
 //! the bench's own clock, in all rows.
 //!
-//! `execmux` is this crate; `baseline` the design it came from, which has no timers at all.
+//! `execmux` is this crate, with sessions in their actors' contexts; `recipients` knows them by their addresses: they
+//! cannot tell when they stop, so that it looks once a second whether they have. `baseline` is the design it came from, which has no timers
+//! at all.
 //!
 //! `cargo bench --bench idle -- [--test] [--rounds N] [SESSIONS] [CONTENDER...]`
 #![allow(missing_docs, clippy::unwrap_used)]
@@ -30,10 +32,14 @@ use self::{
 
 const SESSIONS: [usize; 2] = [0, 10_000];
 
-const CONTENDERS: [Contender<Task, Idle>; 2] = [
+const CONTENDERS: [Contender<Task, Idle>; 3] = [
     Contender {
         name: "execmux",
-        measure: execmux,
+        measure: |task, load| execmux(task, load, in_context),
+    },
+    Contender {
+        name: "recipients",
+        measure: |task, load| execmux(task, load, recipient),
     },
     Contender {
         name: "baseline",
@@ -98,17 +104,24 @@ impl Handler<SessionEvent> for Listener {
     }
 }
 
-fn execmux(task: Task, load: &Load) -> Idle {
+fn in_context() -> Session {
+    let mut session = None;
+    Listener::create(|context| {
+        session = Some(Session::in_context(context));
+        Listener
+    });
+    session.unwrap()
+}
+
+fn recipient() -> Session {
+    Listener.start().recipient().into()
+}
+
+fn execmux(task: Task, load: &Load, listen: fn() -> Session) -> Idle {
     System::new().block_on(async {
         let mux = Mux::connect(Config::new(load.url())).await.unwrap();
         for n in 0..task.sessions {
-            let mut session = None;
-            Listener::create(|context| {
-                session = Some(Session::in_context(context));
-                Listener
-            });
-            let session = session.unwrap();
-            mux.register(format!("p{n}"), session).await.unwrap();
+            mux.register(format!("p{n}"), listen()).await.unwrap();
         }
         let idle = watch(task.lasts).await;
         // The connection has been there all the time.

@@ -60,8 +60,10 @@ pub struct Config {
     /// it is in use, each session gets no more than an equal part of the other half, but always one
     /// piece of output. 64 MiB by default.
     pub connection_budget: usize,
-    /// How often the router looks for sessions that have stopped, to end their processes. It also
-    /// notices when it has something for them. 1 s by default.
+    /// How often the router looks for sessions that have stopped, to end their processes, where nobody tells it:
+    /// it learns of an actor that it knows by its address when it looks, or has something for it; of others it
+    /// learns at once, though of many that stop one after the other with the next look. It looks for what is stuck
+    /// and for what is to be tried again as often, and not at all while there is nothing to look at. 1 s by default.
     pub session_check_interval: Duration,
     /// How long to try to resume a lost connection, if that is less than what the server allows (10, 30 or
     /// 80 s, depending on its version). Zero for not at all. As long as the server allows by default.

@@ -160,10 +160,11 @@ impl Mux {
         let server = first.server().clone();
         let mut connection = None;
         let router = Router::create(|context| {
-            let events = context.address().downgrade().recipient();
+            let router = context.address().downgrade();
+            let events = router.clone().recipient();
             let started = Connection::start_with(first, config.clone(), events);
             connection = Some(started.clone());
-            Router::new(started, &config, &server)
+            Router::new(router, started, &config, &server)
         });
         Mux {
             connection: connection.expect("`create` runs its closure before it returns"),

@@ -12,6 +12,7 @@
 //! | `StartEnded`, `ReadEnded`, `Settled`, `RecordRemoved` | – | the router's own calls |
 //! | `CreditReturned` | – | whoever consumes output that a session, or the server, waits for |
 //! | `CheckSessions` | – | the router's timer |
+//! | `SessionsStopped` | – | sessions that stop |
 //! | `TurnOver` | – | the router's own task, behind the sessions that it has woken |
 //!
 //! It sends [`SessionEvent`]s, and never waits for a session. A session that has chosen
@@ -38,10 +39,11 @@ use std::{
     fmt, mem,
     path::PathBuf,
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
-use actix::{Actor, Addr, Context, Handler};
+use actix::{Actor, Addr, Context, Handler, WeakAddr};
 use tokio::sync::oneshot;
 
 pub use self::{
@@ -56,6 +58,7 @@ pub use self::{
 };
 use self::{
     budget::Pool,
+    events::StopNotice,
     healing::Turns,
     orphans::Orphan,
     parking::{Parked, Taken},
@@ -100,7 +103,7 @@ pub struct Router {
     /// Routes that ended before their starts. A server that handles several requests at once may
     /// have terminated such a process before it started it.
     ended_while_starting: HashSet<RouteKey>,
-    /// Runs while there are routes.
+    /// Runs while there is anything to look at.
     checking: Option<Task>,
     /// What all sessions may hold together.
     pool: Rc<Pool>,
@@ -110,6 +113,10 @@ pub struct Router {
     capabilities: Capabilities,
     /// The server's directory for temporary files.
     temporary: PathBuf,
+    /// Tells of sessions that have stopped.
+    stop_notice: Arc<StopNotice>,
+    /// Whether they were looked for since the last check.
+    has_abandoned_stopped: bool,
     _alive: Alive,
 }
 
@@ -125,7 +132,12 @@ enum State {
 }
 
 impl Router {
-    pub(crate) fn new(connection: Addr<Connection>, config: &Config, server: &ServerInfo) -> Self {
+    pub(crate) fn new(
+        router: WeakAddr<Router>,
+        connection: Addr<Connection>,
+        config: &Config,
+        server: &ServerInfo,
+    ) -> Self {
         Router {
             state: State::Open {
                 shutdowns: Vec::new(),
@@ -149,6 +161,8 @@ impl Router {
             close_timeout: config.close_timeout,
             capabilities: server.capabilities,
             temporary: server.temporary_directory(),
+            stop_notice: checking::stop_notice(router),
+            has_abandoned_stopped: false,
             _alive: Alive::new(),
         }
     }
@@ -235,6 +249,7 @@ impl Handler<ConnectionEvent> for Router {
         match event {
             ConnectionEvent::Notifications(notifications) => {
                 self.turn += 1;
+                self.check_sessions(context);
                 return match self.forward_all(notifications, context) {
                     Ok(notifications) => Taken::Now(notifications),
                     Err(parked) => {

@@ -9,7 +9,7 @@ use actix::{
     Actor, ActorContext as _, ActorFutureExt as _, Arbiter, AsyncContext as _, Context, Handler,
     Message, ResponseFuture, WrapFuture as _,
 };
-use execmux::{Session, SessionEvent};
+use execmux::{Config, Session, SessionEvent};
 use support::{
     checked,
     peer::{Peer, config},
@@ -164,6 +164,108 @@ async fn p13_a_stream_that_is_dropped_ends_its_process() {
         drop(events);
         let terminate = peer.expect("process/terminate").await;
         assert_eq!(terminate.params["processId"], "p");
+    })
+    .await;
+}
+
+/// Settings with which nothing is noticed by looking now and then.
+fn without_checks() -> Config {
+    let mut config = config();
+    config.session_check_interval = Duration::from_secs(1_000_000);
+    config
+}
+
+async fn expect_terminate(peer: &mut Peer, process_id: &str) {
+    let terminate = peer.expect("process/terminate").await;
+    assert_eq!(terminate.params["processId"], process_id);
+}
+
+#[actix::test]
+async fn p13_sessions_that_stop_are_noticed_at_once() {
+    checked(async {
+        let (mux, mut peer) = Peer::connect(without_checks()).await;
+        let (session, events) = Session::stream();
+        mux.register("stream", session).await.unwrap();
+        drop(events);
+        expect_terminate(&mut peer, "stream").await;
+
+        let (mux, mut peer) = Peer::connect(without_checks()).await;
+        let (session, words) = listen();
+        mux.register("actor", session).await.unwrap();
+        peer.output("actor", 1, "stdout", "stop").await;
+        assert_eq!(all(words).await, ["stop"]);
+        expect_terminate(&mut peer, "actor").await;
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p13_sessions_that_stop_elsewhere_are_noticed_at_once() {
+    checked(async {
+        let (mux, mut peer) = Peer::connect(without_checks()).await;
+        let arbiter = Arbiter::new();
+        let elsewhere = Elsewhere::start_in_arbiter(&arbiter.handle(), |_| Elsewhere);
+        let (sender, words) = unbounded_channel();
+        let session = elsewhere.send(Listen(sender)).await.unwrap();
+        mux.register("p", session).await.unwrap();
+        peer.output("p", 1, "stdout", "stop").await;
+        assert_eq!(all(words).await, ["stop"]);
+        expect_terminate(&mut peer, "p").await;
+        arbiter.stop();
+        arbiter.join().unwrap();
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p13_sessions_that_stop_one_after_the_other_are_noticed_with_the_next_check() {
+    checked(async {
+        pause();
+        let (mux, mut peer) = Peer::connect(config()).await;
+        for process_id in ["first", "second", "third"] {
+            let (session, events) = Session::stream();
+            mux.register(process_id, session).await.unwrap();
+            drop(events);
+            expect_terminate(&mut peer, process_id).await;
+        }
+    })
+    .await;
+}
+
+/// Lets time pass for all that ends by itself to end. Returns what is left.
+async fn alive_later() -> usize {
+    sleep(Duration::from_secs(5)).await;
+    execmux::alive()
+}
+
+#[actix::test]
+async fn idle_sessions_have_no_timer() {
+    checked(async {
+        pause();
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let without = alive_later().await;
+
+        let (session, mut events) = Session::stream();
+        mux.register("p", session).await.unwrap();
+        assert_eq!(execmux::alive(), without);
+        peer.output("p", 1, "stdout", "a").await;
+        drop(soon(events.recv()).await);
+        // The first check sees what has just come, the second gives its memory back.
+        sleep(Duration::from_millis(1500)).await;
+        assert_eq!(execmux::alive(), without + 1);
+        assert_eq!(alive_later().await, without);
+        peer.output("p", 2, "stdout", "b").await;
+        drop(soon(events.recv()).await);
+        assert_eq!(execmux::alive(), without + 1);
+        assert_eq!(alive_later().await, without);
+
+        // Nobody tells when an actor stops that is known by its address.
+        let (sender, _words) = unbounded_channel();
+        let recipient = Listener(sender).start().recipient();
+        mux.register("q", recipient).await.unwrap();
+        assert_eq!(alive_later().await, without + 1);
+        mux.unregister("q").await.unwrap();
+        assert_eq!(alive_later().await, without);
     })
     .await;
 }

@@ -270,6 +270,11 @@ impl Delivery {
         }
     }
 
+    /// Whether [`tick`](Self::tick), or the time since the process has exited, may make a difference.
+    pub(crate) fn needs_ticks(&self) -> bool {
+        !matches!(self.healing, Healing::Live) || !self.early.is_empty() || self.has_exited()
+    }
+
     pub(crate) fn process_id(&self) -> &ProcessId {
         &self.process_id
     }

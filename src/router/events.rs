@@ -4,6 +4,7 @@
 //! wake. The bound is the credit of the outputs, as for mailboxes.
 
 mod local;
+mod stopped;
 mod turn;
 
 use std::{
@@ -22,8 +23,12 @@ use std::{
 
 use futures_core::Stream;
 
+use self::stopped::Watchers;
+pub(crate) use self::{
+    local::{Delivering, LocalQueue},
+    stopped::StopNotice,
+};
 use super::session::SessionEvent;
-pub(crate) use local::{Delivering, LocalQueue};
 
 /// What happens to the process of a session, as a stream: see [`Session::stream`](crate::Session::stream).
 ///
@@ -48,6 +53,8 @@ struct State {
     /// Who waits for an event.
     waker: Option<Waker>,
     senders: usize,
+    /// Who is told when the receiver is gone.
+    watchers: Watchers,
 }
 
 /// Makes a queue.
@@ -57,6 +64,7 @@ pub(crate) fn queue() -> (EventSender, SessionEvents) {
             events: VecDeque::new(),
             waker: None,
             senders: 1,
+            watchers: Watchers::default(),
         }),
         is_abandoned: AtomicBool::new(false),
         has_news: AtomicBool::new(true),
@@ -102,6 +110,17 @@ impl EventSender {
     /// Whether nobody takes the events any more.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.0.is_abandoned.load(Ordering::Relaxed)
+    }
+
+    /// Has a router told when the receiver is gone while the session is still registered somewhere.
+    pub(crate) fn watch(&self, notice: &Arc<StopNotice>) {
+        let mut state = self.0.lock();
+        state.watchers.add(notice);
+        if self.is_abandoned() {
+            let watchers = mem::take(&mut state.watchers);
+            drop(state);
+            watchers.tell();
+        }
     }
 
     /// Returns the queue that is filled without a lock, if the receiver is an actor on this thread.
@@ -182,8 +201,13 @@ impl Drop for SessionEvents {
         // Under the lock: whoever has it sees this, and adds nothing any more.
         self.0.is_abandoned.store(true, Ordering::Relaxed);
         let events = mem::take(&mut state.events);
+        let watchers = mem::take(&mut state.watchers);
+        let is_registered = state.senders > 0;
         drop(state);
         drop(events);
+        if is_registered {
+            watchers.tell();
+        }
     }
 }
 

@@ -143,7 +143,10 @@ impl Router {
                 continue;
             };
             route.is_queued = false;
-            let Some(wanted) = route.delivery.next_read() else {
+            let wanted = route.delivery.next_read();
+            // Whatever becomes of it, it may have to be read again.
+            self.check_sessions(context);
+            let Some(wanted) = wanted else {
                 continue;
             };
             debug!(process_id:%, after_seq = wanted.after_seq; "reading what a session has missed");

@@ -103,6 +103,8 @@ impl Router {
                 }
             })
         };
+        session.watch(&self.stop_notice);
+        let stops_unnoticed = session.stops_unnoticed();
         let key = self
             .routes
             .insert(process_id.clone(), session, after_seq, budget)?;
@@ -112,7 +114,9 @@ impl Router {
             // What it is to be told may have been pushed before.
             route.delivery.interrupted();
         }
-        self.check_sessions(context);
+        if stops_unnoticed {
+            self.check_sessions(context);
+        }
         Ok(key)
     }
 }

@@ -1,6 +1,6 @@
 //! What a session is, and what it is told.
 
-use std::{borrow::Cow, fmt, hint::black_box, rc::Rc};
+use std::{borrow::Cow, fmt, hint::black_box, rc::Rc, sync::Arc};
 
 use actix::{Actor, AsyncContext, Handler, Message, Recipient, WeakRecipient};
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::{
     budget::{Permit, cost},
     delivery::CHUNK,
-    events::{self, Delivering, EventSender, LocalQueue, SessionEvents},
+    events::{self, Delivering, EventSender, LocalQueue, SessionEvents, StopNotice},
 };
 use crate::{
     cache,
@@ -162,7 +162,9 @@ pub struct Failed {
 /// Made from a [`Recipient`], it is held until its process has ended: a session that nobody else
 /// holds lives as long as its process. Made from a [`WeakRecipient`], it is left to whoever owns it.
 /// Made [`in_context`](Session::in_context), it is held too, and events cost the least; with
-/// [`stream`](Session::stream), no actor is needed. In each case, when it stops before its process has ended, the process is terminated.
+/// [`stream`](Session::stream), no actor is needed. In each case, when it stops before its process has ended, the process is
+/// terminated: at once, or, made from a recipient, of which nobody tells when its actor stops, with the next
+/// [check](crate::Config::session_check_interval).
 ///
 /// ```
 /// # use actix::prelude::*;
@@ -371,6 +373,21 @@ impl Session {
     pub(crate) fn has_stopped(&self) -> bool {
         self.reach().is_none()
     }
+
+    /// Has a router told when it stops, if it can be. Who has only an actor's address has to look.
+    pub(crate) fn watch(&self, notice: &Arc<StopNotice>) {
+        if let Holding::Queue(sender) = &self.holding {
+            sender.watch(notice);
+        }
+    }
+
+    /// Whether nobody tells when it stops.
+    pub(crate) fn stops_unnoticed(&self) -> bool {
+        match self.holding {
+            Holding::Strong(_) | Holding::Weak(_) => true,
+            Holding::Queue(_) => false,
+        }
+    }
 }
 
 /// A session, as the router knows it on its thread.
@@ -420,6 +437,11 @@ impl Receiver {
     /// Whether it has stopped.
     pub(crate) fn has_stopped(&self) -> bool {
         self.reach().is_none()
+    }
+
+    /// Whether nobody tells when it stops.
+    pub(crate) fn stops_unnoticed(&self) -> bool {
+        self.session.stops_unnoticed()
     }
 
     /// Fetches what the next event needs beside this.
