@@ -1,12 +1,14 @@
 //! The routing table: process id -> session. No actor of its own.
 
+mod pages;
+
 use std::{collections::VecDeque, hash::BuildHasher as _, mem, ptr};
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
-use slab::Slab;
 use tokio::time::Instant;
 
+use self::pages::Pages;
 use super::{
     budget::Budget,
     delivery::Delivery,
@@ -71,7 +73,7 @@ pub(crate) struct Routes {
     /// By process id, which is only in the route: so the table of thousands is small enough for the cache.
     places: HashTable<Place>,
     hasher: RandomState,
-    routes: Slab<Route>,
+    routes: Pages<Route>,
     last_key: u64,
 }
 
@@ -119,10 +121,7 @@ impl Routes {
             end_checked: None,
             record: None,
         });
-        let place = Place {
-            hash,
-            place: u32::try_from(place).expect("fewer routes than that fit into any memory"),
-        };
+        let place = Place { hash, place };
         self.places
             .insert_unique(widen(hash), place, |place| widen(place.hash));
         Ok(key)
@@ -136,7 +135,7 @@ impl Routes {
     #[inline]
     fn is_at(&self, place: Place, process_id: &[u8]) -> bool {
         self.routes
-            .get(place.place as usize)
+            .get(place.place)
             .is_some_and(|route| route.delivery.process_id().as_str().as_bytes() == process_id)
     }
 
@@ -159,7 +158,7 @@ impl Routes {
         let place = guess
             .filter(|&guess| self.is_at(guess, process_id))
             .or_else(|| self.look_up(self.hash(process_id), process_id))?;
-        self.routes.get_mut(place.place as usize)
+        self.routes.get_mut(place.place)
     }
 
     /// Has what the next events of these need brought into the cache: first the routes, then what they point to, and
@@ -167,7 +166,7 @@ impl Routes {
     pub(crate) fn fetch(&self, places: &VecDeque<Option<Place>>) {
         let routes = || {
             let places = places.iter().flatten();
-            places.filter_map(|place| self.routes.get(place.place as usize))
+            places.filter_map(|place| self.routes.get(place.place))
         };
         for route in routes() {
             cache::fetch(ptr::from_ref(route).cast(), USED_FOR_EACH);
@@ -193,7 +192,7 @@ impl Routes {
             .places
             .find_entry(widen(hash), |found| found.place == place);
         found.ok()?.remove();
-        self.routes.try_remove(place as usize)
+        self.routes.remove(place)
     }
 
     /// Returns this very route, not a later one of the same process id.
@@ -210,13 +209,13 @@ impl Routes {
     pub(crate) fn stopped(&self) -> Vec<ProcessId> {
         self.routes
             .iter()
-            .filter(|(_, route)| route.session.has_stopped())
-            .map(|(_, route)| route.delivery.process_id().clone())
+            .filter(|route| route.session.has_stopped())
+            .map(|route| route.delivery.process_id().clone())
             .collect()
     }
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Route> {
-        self.routes.iter_mut().map(|(_, route)| route)
+        self.routes.iter_mut()
     }
 
     pub(crate) fn process_ids(&self) -> Vec<ProcessId> {
@@ -226,7 +225,7 @@ impl Routes {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Route> {
-        self.routes.iter().map(|(_, route)| route)
+        self.routes.iter()
     }
 
     /// Takes all out as they lie: to move each costs as much as to tell it something.
