@@ -2,10 +2,16 @@
 //!
 //! Registering many on one connection, one after the other, and ending them all as the load tells their
 //! ends: microseconds for each. And the bytes of each while it is idle, of its actor and of what the router
-//! keeps of it. Actors are made before the clock runs.
+//! keeps of it. Actors are made while the clock does not run, a thousand at a time.
+//!
+//! Where there are many, `last/first` compares what it took to register the last tenth of them with what it took for the
+//! first, and `longest` is what the worst thousand took, each: nothing should grow with the number of sessions, and
+//! nothing should be put off until there are many. Fewer sessions leave a smaller heap behind, which stays in the cache
+//! for the next: so `register/first` compares memory too.
 //!
 //! `execmux` is this crate, with an actor to each session, in whose context it is; `messages` the same with
-//! a recipient; `baseline` the design it came from, which copies its map for each that comes or goes: it is
+//! a recipient; `all made` the first with all actors made before the first is registered: of many, each is in no
+//! cache any more when its turn comes. `baseline` the design it came from, which copies its map for each that comes or goes: it is
 //! quadratic, and not asked for the most.
 //!
 //! Allocations are counted, which makes each a little slower, for all alike.
@@ -33,7 +39,9 @@ use tokio::{runtime, sync::Notify, task::LocalSet, time::timeout};
 
 use self::{
     load::Load,
-    measure::{Contender, Options, median, micros_each, print_table, ratio, sample_in_turns},
+    measure::{
+        Contender, Options, median, micros, micros_each, print_table, ratio, sample_in_turns,
+    },
 };
 
 #[global_allocator]
@@ -47,14 +55,21 @@ const MOST_OF_BASELINE: usize = 10_000;
 /// A net, never the end of a measurement.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-const CONTENDERS: [Contender<usize, Option<Cost>>; 3] = [
+/// So many actors are made, and then registered.
+const AT_A_TIME: usize = 1_000;
+
+const CONTENDERS: [Contender<usize, Option<Cost>>; 4] = [
     Contender {
         name: "execmux",
-        measure: |sessions, load| Some(execmux(sessions, load, Listener::in_context)),
+        measure: |sessions, load| Some(execmux(sessions, AT_A_TIME, load, Listener::in_context)),
     },
     Contender {
         name: "messages",
-        measure: |sessions, load| Some(execmux(sessions, load, Listener::with_messages)),
+        measure: |sessions, load| Some(execmux(sessions, AT_A_TIME, load, Listener::with_messages)),
+    },
+    Contender {
+        name: "all made",
+        measure: |sessions, load| Some(execmux(sessions, sessions, load, Listener::in_context)),
     },
     Contender {
         name: "baseline",
@@ -66,6 +81,9 @@ const CONTENDERS: [Contender<usize, Option<Cost>>; 3] = [
 #[derive(Clone, Copy)]
 struct Cost {
     registering: Duration,
+    /// Registering the last tenth, in times of the first; and the longest that those took that were made together, for
+    /// each. Unless all were.
+    course: Option<(f64, Duration)>,
     ending: Duration,
     /// Of the actors, without what is kept to route to them.
     actor_bytes: usize,
@@ -163,34 +181,54 @@ async fn settle() {
     tokio::time::sleep(Duration::from_millis(5)).await;
 }
 
-fn execmux(sessions: usize, load: &Load, make: fn(Rc<Unended>) -> Session) -> Cost {
+/// What became of the time it takes to register so many, as there were more and more.
+fn course(batches: &[Duration], at_a_time: usize) -> Option<(f64, Duration)> {
+    let tenth = batches.len() / 10;
+    let (first, last) = (batches.get(..tenth)?, batches.get(batches.len() - tenth..)?);
+    if tenth == 0 {
+        return None;
+    }
+    let [first, last] = [first, last].map(|part| median(part.iter().copied()).as_secs_f64());
+    let longest = batches.iter().max()?;
+    Some((last / first, *longest / at_a_time as u32))
+}
+
+fn execmux(
+    sessions: usize,
+    at_a_time: usize,
+    load: &Load,
+    make: fn(Rc<Unended>) -> Session,
+) -> Cost {
     System::new().block_on(async {
         let mux = Mux::connect(Config::new(load.url())).await.unwrap();
         let unended = Unended::new(sessions);
-        let making = async {
-            let made: Vec<_> = (0..sessions).map(|_| make(unended.clone())).collect();
-            settle().await;
-            made
-        };
-        let (made, actor_bytes) = count_bytes(making).await;
-        let list_bytes = made.capacity() * size_of::<Session>();
-        let begun = Instant::now();
-        let registering = async {
-            for (n, session) in made.into_iter().enumerate() {
+        let mut batches = Vec::new();
+        let mut actor_bytes = 0;
+        let before = ALLOCATOR.current_usage();
+        for first in (0..sessions).step_by(at_a_time) {
+            let last = sessions.min(first + at_a_time);
+            let making = async {
+                let made: Vec<_> = (first..last).map(|_| make(unended.clone())).collect();
+                settle().await;
+                made
+            };
+            let (made, bytes) = count_bytes(making).await;
+            actor_bytes += bytes - made.capacity() * size_of::<Session>();
+            let begun = Instant::now();
+            for (n, session) in (first..).zip(made) {
                 mux.register(format!("p{n}"), session).await.unwrap();
             }
-            begun.elapsed()
-        };
-        let before = ALLOCATOR.current_usage() - list_bytes;
-        let registering = registering.await;
+            batches.push(begun.elapsed());
+        }
         settle().await;
-        let route_bytes = ALLOCATOR.current_usage() - before;
+        let route_bytes = ALLOCATOR.current_usage() - before - actor_bytes;
         let begun = Instant::now();
         mux.call(End(sessions)).await.unwrap();
         Cost {
-            registering,
+            registering: batches.iter().sum(),
+            course: course(&batches, at_a_time),
             ending: unended.wait(begun).await,
-            actor_bytes: actor_bytes - list_bytes,
+            actor_bytes,
             route_bytes,
         }
     })
@@ -240,6 +278,7 @@ fn baseline(sessions: usize, load: &Load) -> Cost {
         assert!(ending.is_object());
         Cost {
             registering,
+            course: None,
             ending: unended.wait(begun).await,
             actor_bytes,
             route_bytes: route_bytes - list_bytes,
@@ -264,7 +303,12 @@ fn main() {
         let mut costs = Vec::new();
         for (name, samples) in samples {
             if let Some(samples) = samples.into_iter().collect::<Option<Vec<_>>>() {
+                let mut courses: Vec<_> = samples.iter().filter_map(|cost| cost.course).collect();
+                courses.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+                let growth = courses.get(courses.len() / 2).map(|&(growth, _)| growth);
+                let longest = courses.iter().map(|&(_, longest)| longest);
                 let cost = Cost {
+                    course: growth.map(|growth| (growth, median(longest))),
                     registering: median(samples.iter().map(|cost| cost.registering)),
                     ending: median(samples.iter().map(|cost| cost.ending)),
                     // The same each time, but for the buffers of the connection.
@@ -301,6 +345,10 @@ fn main() {
                 name.to_owned(),
                 micros_each(cost.registering, sessions as u64),
                 micros_each(cost.ending, sessions as u64),
+                cost.course
+                    .map_or_else(|| "-".to_owned(), |(growth, _)| format!("{growth:.2}")),
+                cost.course
+                    .map_or_else(|| "-".to_owned(), |(_, longest)| micros(longest)),
                 (cost.actor_bytes / sessions).to_string(),
                 (cost.route_bytes / sessions).to_string(),
                 ratio(each(cost.registering), first(|cost| cost.registering)),
@@ -316,6 +364,8 @@ fn main() {
             "",
             "register us",
             "end us",
+            "last/first",
+            "longest us",
             "actor bytes",
             "route bytes",
             "register/first",
