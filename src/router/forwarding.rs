@@ -23,7 +23,7 @@ impl Message for TurnOver {
 const CACHED_ROUTES: usize = 500;
 
 /// So many are fetched together: few enough to be in the nearest cache when their turn comes.
-const LOOKED_AHEAD: usize = 16;
+const GROUP: usize = 4;
 
 /// An event that has to wait, and until when.
 struct HeldUp {
@@ -48,9 +48,15 @@ impl Router {
         let mut places = mem::take(&mut self.places);
         places.clear();
         let is_in_cache = self.routes.len() <= CACHED_ROUTES;
+        // Of the group whose turn it is.
+        let mut left = 0_usize;
         loop {
-            if places.is_empty() && !is_in_cache {
-                self.look_ahead(&notifications, &mut places);
+            if !is_in_cache {
+                if left == 0 {
+                    self.look_ahead(&notifications, &mut places);
+                    left = GROUP;
+                }
+                left -= 1;
             }
             let Some(Entry {
                 process_id,
@@ -89,12 +95,22 @@ impl Router {
 
     /// Guesses the routes of the next notifications, and has them fetched.
     ///
-    /// With thousands of sessions the state of none is in the cache: that of several is on its way at once before the
-    /// first is dealt with.
+    /// With thousands of sessions the state of none is in the cache: while one group is dealt with, what the next needs
+    /// last is on its way, what the one behind it needs before that, and the routes of the one behind that.
     fn look_ahead(&self, notifications: &Notifications, places: &mut VecDeque<Option<Place>>) {
-        let next = notifications.process_ids().take(LOOKED_AHEAD);
+        let known = places.len();
+        // The first time, everything has to be done at once.
+        let not_yet = |groups: usize| if known == 0 { 0 } else { groups * GROUP };
+        let next = notifications.process_ids().skip(known);
+        let next = next.take(4 * GROUP - known);
         places.extend(next.map(|process_id| self.routes.guess(process_id)));
-        self.routes.fetch(places);
+        let range = |from: usize, to: usize| {
+            let to = places.len().min(to * GROUP);
+            places.range(from.min(to)..to)
+        };
+        self.routes.fetch(range(not_yet(3), 4));
+        self.routes.fetch_queues(range(not_yet(2), 3));
+        self.routes.fetch_wakers(range(not_yet(1), 2));
     }
 
     /// Forwards an output if all is as nearly always, or returns it.

@@ -2,7 +2,7 @@
 
 mod pages;
 
-use std::{collections::VecDeque, hash::BuildHasher as _, mem, ptr};
+use std::{hash::BuildHasher as _, mem};
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
@@ -161,22 +161,31 @@ impl Routes {
         self.routes.get_mut(place.place)
     }
 
-    /// Has what the next events of these need brought into the cache: first the routes, then what they point to, and
-    /// what that points to.
-    pub(crate) fn fetch(&self, places: &VecDeque<Option<Place>>) {
-        let routes = || {
-            let places = places.iter().flatten();
-            places.filter_map(|place| self.routes.get(place.place))
-        };
-        for route in routes() {
-            cache::fetch(ptr::from_ref(route).cast(), USED_FOR_EACH);
+    /// Has these routes brought into the cache.
+    pub(crate) fn fetch<'a>(&self, places: impl Iterator<Item = &'a Option<Place>>) {
+        for place in places.flatten() {
+            if let Some(route) = self.routes.address(place.place) {
+                cache::fetch(route, USED_FOR_EACH);
+            }
         }
-        for route in routes() {
-            route.delivery.fetch_further();
-            route.session.fetch_queue();
+    }
+
+    /// As [`fetch`](Self::fetch), for what they point to, when they are there themselves.
+    pub(crate) fn fetch_queues<'a>(&self, places: impl Iterator<Item = &'a Option<Place>>) {
+        for place in places.flatten() {
+            if let Some(route) = self.routes.get(place.place) {
+                route.delivery.fetch_further();
+                route.session.fetch_queue();
+            }
         }
-        for route in routes() {
-            route.session.fetch_waker();
+    }
+
+    /// As [`fetch`](Self::fetch), for what it takes to wake their actors, when their queues are there.
+    pub(crate) fn fetch_wakers<'a>(&self, places: impl Iterator<Item = &'a Option<Place>>) {
+        for place in places.flatten() {
+            if let Some(route) = self.routes.get(place.place) {
+                route.session.fetch_waker();
+            }
         }
     }
 

@@ -247,7 +247,7 @@ where
         if !this.local.places.get().are_known() {
             // Once: to drop the only address wakes the actor.
             let address = context.address();
-            let places = Places::new(task.waker(), actor, &address, this);
+            let places = Places::new(task.waker(), actor, &address, this, &this.shared.0.has_news);
             this.local.places.set(places);
         }
         let has_news = is_new_task || this.shared.0.has_news.load(Ordering::Acquire);

@@ -38,6 +38,7 @@ pub(super) struct Places {
     task: *const u8,
     task_bytes: usize,
     delivering: *const u8,
+    news: *const u8,
     mailbox: *const u8,
 }
 
@@ -47,6 +48,7 @@ impl Default for Places {
             task: ptr::null(),
             task_bytes: 0,
             delivering: ptr::null(),
+            news: ptr::null(),
             mailbox: ptr::null(),
         }
     }
@@ -54,7 +56,13 @@ impl Default for Places {
 
 impl Places {
     /// Of an actor in the task of this waker.
-    pub(super) fn new<A, D>(waker: &Waker, actor: &A, address: &Addr<A>, delivering: &D) -> Self
+    pub(super) fn new<A, D, N>(
+        waker: &Waker,
+        actor: &A,
+        address: &Addr<A>,
+        delivering: &D,
+        news: &N,
+    ) -> Self
     where
         A: Actor,
     {
@@ -65,6 +73,7 @@ impl Places {
             task,
             task_bytes: end.saturating_sub(task.addr()).min(MAX_TASK),
             delivering: ptr::from_ref(delivering).cast(),
+            news: ptr::from_ref(news).cast(),
             mailbox: Mailbox::of(address),
         }
     }
@@ -76,6 +85,7 @@ impl Places {
     fn fetch(&self) {
         cache::fetch(self.task, self.task_bytes);
         cache::fetch(self.delivering, LINE);
+        cache::fetch(self.news, 1);
         // With what it points to, which was allocated just before it.
         cache::fetch(self.mailbox.wrapping_sub(LINE), 3 * LINE);
     }

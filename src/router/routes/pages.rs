@@ -1,7 +1,7 @@
 //! Places for many values, which stay where they are: a table that grew in one piece would move tens of megabytes for
 //! one value more, while all else waits.
 
-use std::{iter, mem};
+use std::{iter, mem, ptr};
 
 /// So many values lie side by side.
 const PAGE: usize = 32;
@@ -60,6 +60,14 @@ impl<T> Pages<T> {
         place
     }
 
+    /// Where a place lies, whether there is a value or not, without a look at it.
+    #[inline]
+    pub(super) fn address(&self, place: u32) -> Option<*const u8> {
+        let page = self.pages.get(place as usize / PAGE)?;
+        let value = page.values.get(place as usize % PAGE)?;
+        Some(ptr::from_ref(value).cast())
+    }
+
     #[inline]
     pub(super) fn get(&self, place: u32) -> Option<&T> {
         let page = self.pages.get(place as usize / PAGE)?;
@@ -104,7 +112,7 @@ impl<T> Pages<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, ptr};
+    use std::collections::BTreeMap;
 
     use super::*;
     use crate::seeds;
