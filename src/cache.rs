@@ -20,7 +20,8 @@ pub(crate) fn fetch(from: *const u8, bytes: usize) {
 #[inline]
 fn lines(from: *const u8, bytes: usize) -> impl Iterator<Item = *const u8> {
     let before = from.addr() % LINE;
-    let offsets = (0..before + bytes).step_by(LINE);
+    let end = if bytes > 0 { before + bytes } else { 0 };
+    let offsets = (0..end).step_by(LINE);
     offsets.map(move |offset| from.wrapping_sub(before).wrapping_add(offset))
 }
 
@@ -62,5 +63,6 @@ mod tests {
         assert_eq!(lines_of(656, 64), [640, 704]);
         assert_eq!(lines_of(656, 48), [640]);
         assert_eq!(lines_of(703, 2), [640, 704]);
+        assert!(lines_of(656, 0).is_empty());
     }
 }

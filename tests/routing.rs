@@ -711,6 +711,76 @@ async fn p13_a_blocked_session_that_stops_lets_the_others_go_on() {
 }
 
 #[actix::test]
+async fn p13_a_blocked_session_that_can_tell_lets_the_others_go_on_at_once() {
+    checked(async {
+        let mut config = config();
+        config.session_check_interval = Duration::from_secs(1_000_000);
+        let (mux, mut peer) = Peer::connect(config).await;
+        let (session, mut events) = Session::stream();
+        let session = session.budget(100).overflow(Overflow::Block);
+        mux.register("p", session).await.unwrap();
+        let (session, recording) = Recorder::start_session();
+        mux.register("q", session).await.unwrap();
+        peer.output("p", 1, "stdout", "a").await;
+        peer.output("p", 2, "stdout", "b").await;
+        peer.exited("q", 1, 0).await;
+        peer.closed("q", 2).await;
+        let kept = soon(events.recv()).await.unwrap();
+        drop(events);
+        assert_eq!(recording.record().await.exit_code(), 0);
+        drop(kept);
+    })
+    .await;
+}
+
+/// Waits for a request, answering the pings that come in the time that passes.
+async fn next_request(peer: &mut Peer) -> serde_json::Value {
+    loop {
+        match peer.frame().await.unwrap() {
+            ws::Frame::Text(text) => return serde_json::from_slice(&text).unwrap(),
+            _ => peer.message(ws::Message::Pong("".into())).await,
+        }
+    }
+}
+
+#[actix::test]
+async fn what_has_waited_for_others_to_consume_is_looked_after() {
+    checked(async {
+        pause();
+        let mut config = config();
+        config.connection_budget = 1000;
+        let (mux, mut peer) = Peer::connect(config).await;
+        let (session, mut others) = Session::stream();
+        mux.register("other", session).await.unwrap();
+        let (session, mut events) = Session::stream();
+        let session = session.overflow(Overflow::Block);
+        mux.register("p", session).await.unwrap();
+        let (session, recording) = Recorder::start_session();
+        mux.register("q", session).await.unwrap();
+
+        // All that there is for all.
+        peer.output("other", 1, "stdout", &"x".repeat(800)).await;
+        let others_hold = soon(others.recv()).await.unwrap();
+        peer.output("p", 1, "stdout", "a").await;
+        peer.output("p", 2, "stdout", "b").await;
+        peer.exited("q", 1, 3).await;
+        let _held = soon(events.recv()).await.unwrap();
+        // Long enough for nothing else to be left to look at.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        drop(others_hold);
+        let _held_too = soon(events.recv()).await.unwrap();
+
+        let read = soon(next_request(&mut peer)).await;
+        assert_eq!(read["method"], "process/read");
+        assert_eq!(read["params"]["processId"], "q");
+        let error = json!({"code": -32600, "message": "unknown process id q"});
+        peer.send(json!({"id": read["id"], "error": error})).await;
+        assert_eq!(recording.record().await.exit_code(), 3);
+    })
+    .await;
+}
+
+#[actix::test]
 async fn a_process_that_is_forgotten_after_its_exit_has_ended() {
     checked(async {
         pause();
@@ -720,15 +790,7 @@ async fn a_process_that_is_forgotten_after_its_exit_has_ended() {
         peer.output("p", 1, "stdout", "a").await;
         peer.exited("p", 2, 3).await;
         let exited = tokio::time::Instant::now();
-        let read = loop {
-            // Pings come in the time that passes.
-            match peer.frame().await.unwrap() {
-                ws::Frame::Text(text) => {
-                    break serde_json::from_slice::<serde_json::Value>(&text).unwrap();
-                }
-                _ => peer.message(ws::Message::Pong("".into())).await,
-            }
-        };
+        let read = next_request(&mut peer).await;
         assert_eq!(read["method"], "process/read");
         assert!((35..40).contains(&exited.elapsed().as_secs()));
         let error = json!({"code": -32600, "message": "unknown process id p"});

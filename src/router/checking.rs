@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::{Router, State, events::StopNotice, routes::Route};
 use crate::task::Task;
 
-/// It is time to look for sessions that have stopped.
+/// It is time to look at everything that nobody tells of.
 struct CheckSessions;
 
 impl Message for CheckSessions {
@@ -77,8 +77,8 @@ impl Router {
         let now = Instant::now();
         let checked = mem::replace(&mut self.checked, self.turn);
         let mut behind = Vec::new();
-        // What is tried again is looked at again if that fails.
-        let mut is_idle = true;
+        // What is tried again is looked at again if that fails. What has waited may leave anything behind.
+        let mut is_idle = self.parked.is_none();
         for route in self.routes.iter_mut() {
             route.delivery.tick();
             // Once, when nothing was delivered since the last check.
@@ -102,7 +102,7 @@ impl Router {
         }
         self.read_next(context);
         self.unpark(context);
-        is_idle && self.parked.is_none()
+        is_idle
     }
 }
 
@@ -132,6 +132,8 @@ impl Handler<SessionsStopped> for Router {
         {
             self.check_sessions(context);
             self.abandon_stopped(context);
+            // It may be one of them that the others wait for.
+            self.unpark(context);
         }
     }
 }

@@ -112,7 +112,7 @@ impl EventSender {
         self.0.is_abandoned.load(Ordering::Relaxed)
     }
 
-    /// Has a router told when the receiver is gone while the session is still registered somewhere.
+    /// Has a router told when the receiver is gone and somebody still has the session: it itself, say.
     pub(crate) fn watch(&self, notice: &Arc<StopNotice>) {
         let mut state = self.0.lock();
         state.watchers.add(notice);

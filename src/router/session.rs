@@ -163,8 +163,8 @@ pub struct Failed {
 /// holds lives as long as its process. Made from a [`WeakRecipient`], it is left to whoever owns it.
 /// Made [`in_context`](Session::in_context), it is held too, and events cost the least; with
 /// [`stream`](Session::stream), no actor is needed. In each case, when it stops before its process has ended, the process is
-/// terminated: at once, or, made from a recipient, of which nobody tells when its actor stops, with the next
-/// [check](crate::Config::session_check_interval).
+/// terminated: at once, or with the next [check](crate::Config::session_check_interval) if others have stopped just before,
+/// or if it was made from a recipient: nobody tells when its actor stops.
 ///
 /// ```
 /// # use actix::prelude::*;

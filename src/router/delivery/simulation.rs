@@ -410,7 +410,10 @@ impl Run {
             }
             8..=9 => self.read(),
             10 => {
+                let (is_needed, wants_read) =
+                    (self.delivery.needs_ticks(), self.delivery.wants_read());
                 self.delivery.tick();
+                assert!(is_needed || self.delivery.wants_read() == wants_read);
                 self.unpark();
             }
             4..=6 => {}

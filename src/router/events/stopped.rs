@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_told_of_a_session_that_no_route_has() {
+    fn nobody_is_told_of_a_session_that_nobody_has() {
         let (notice, given) = notice();
         let (sender, events) = queue();
         sender.watch(&notice);

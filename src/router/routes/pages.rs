@@ -4,7 +4,7 @@
 use std::{iter, mem, ptr};
 
 /// So many values lie side by side.
-const PAGE: usize = 32;
+const PAGE: usize = 16;
 
 /// Values by the places that they were given.
 #[derive(Debug)]
