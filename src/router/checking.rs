@@ -44,20 +44,7 @@ impl Router {
             self.checking = Some(Task::spawn(check));
         }
     }
-}
 
-/// Has the router check its sessions, until it is gone.
-async fn check_sessions(router: WeakAddr<Router>, interval: Duration) {
-    loop {
-        sleep(interval).await;
-        let Some(router) = router.upgrade() else {
-            return;
-        };
-        router.do_send(CheckSessions);
-    }
-}
-
-impl Router {
     /// Ends the processes whose sessions have stopped.
     fn abandon_stopped(&mut self, context: &mut Context<Self>) {
         self.stop_notice.take();
@@ -103,6 +90,17 @@ impl Router {
         self.read_next(context);
         self.unpark(context);
         is_idle
+    }
+}
+
+/// Has the router check its sessions, until it is gone.
+async fn check_sessions(router: WeakAddr<Router>, interval: Duration) {
+    loop {
+        sleep(interval).await;
+        let Some(router) = router.upgrade() else {
+            return;
+        };
+        router.do_send(CheckSessions);
     }
 }
 

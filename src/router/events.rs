@@ -202,10 +202,10 @@ impl Drop for SessionEvents {
         self.0.is_abandoned.store(true, Ordering::Relaxed);
         let events = mem::take(&mut state.events);
         let watchers = mem::take(&mut state.watchers);
-        let is_registered = state.senders > 0;
+        let is_held = state.senders > 0;
         drop(state);
         drop(events);
-        if is_registered {
+        if is_held {
             watchers.tell();
         }
     }
