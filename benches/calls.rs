@@ -2,8 +2,8 @@
 //!
 //! Over a loopback socket, to a load on another core. Each contender has one core, for the connection
 //! and all that call. `execmux` is this crate; `baseline` the design it came from; `floor` writes the
-//! same request again for each answer, and looks into none. With one call at a time, both sides wait for most of
-//! the time: the cores are kept awake meanwhile.
+//! same request again for each answer, and looks into none. Who waits for answers, and has sent all its requests at
+//! once, leaves its core idle meanwhile: the cores are kept awake.
 //!
 //! `cargo bench --bench calls -- [--test] [--rounds N] [IN_FLIGHT] [CONTENDER...]`
 #![allow(missing_docs, clippy::unwrap_used)]
@@ -214,13 +214,10 @@ fn main() {
     let options = Options::from_arguments();
     // Before this thread is pinned: they would inherit its one core.
     let load = Load::start();
-    let mut awake = Some(Awake::start());
+    let _awake = Awake::start();
     measure::pin(1);
     let mut rows = Vec::new();
     for in_flight in options.choose(0, &IN_FLIGHT.map(|(in_flight, _)| in_flight)) {
-        if in_flight > 1 {
-            awake.take();
-        }
         // For another number, those of the next larger one.
         let known = IN_FLIGHT.into_iter().find(|&(known, _)| known >= in_flight);
         let (_, calls) = known.unwrap_or(IN_FLIGHT[2]);
