@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytestring::ByteString;
+use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
 use super::queue::Request;
@@ -72,7 +73,7 @@ impl fmt::Debug for Entry {
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
     last_id: RequestId,
-    entries: HashMap<RequestId, Entry>,
+    entries: HashMap<RequestId, Entry, RandomState>,
     /// Deadlines, soonest first. Those of entries that have left are taken out when they come up, or
     /// when they outnumber the others.
     deadlines: BinaryHeap<Reverse<(Instant, RequestId)>>,

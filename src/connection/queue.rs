@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use tokio::time::{Duration, Instant};
 
 use super::pending::{RequestId, after};
@@ -61,7 +62,7 @@ pub(crate) struct Queue {
     ordinary: VecDeque<Request>,
     stdins: HashMap<ProcessId, Stdin>,
     /// The write of each process that is under way.
-    writing: HashMap<RequestId, ProcessId>,
+    writing: HashMap<RequestId, ProcessId, RandomState>,
     /// Ordinary requests in the order in which they were written, from the first that is not answered.
     sent: VecDeque<Sent>,
     /// Of the requests that wait.
@@ -108,7 +109,7 @@ impl Queue {
             control: VecDeque::new(),
             ordinary: VecDeque::new(),
             stdins: HashMap::new(),
-            writing: HashMap::new(),
+            writing: HashMap::default(),
             sent: VecDeque::new(),
             bytes: 0,
             flushing: 0,

@@ -112,7 +112,7 @@ pub(crate) fn encode(
 ) -> Result<Vec<u8>, InvalidRequest> {
     let mut json = Vec::with_capacity(128);
     json.extend_from_slice(b"{\"id\":");
-    json.extend_from_slice(id.to_string().as_bytes());
+    json.extend_from_slice(itoa::Buffer::new().format(id).as_bytes());
     json.extend_from_slice(b",\"method\":\"");
     json.extend_from_slice(method.as_bytes());
     json.extend_from_slice(b"\",\"params\":");

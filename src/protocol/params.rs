@@ -97,13 +97,25 @@ impl<'a> Params<'a> {
                     .map(|&byte| if byte == b'\\' { b'/' } else { byte })
                     .collect();
                 // The drive's colon stands as it is: `file:///C:/x`.
-                let rest = percent_encode(&slashed[2..], PATH);
-                self.field(name, &format!("file:///{}:{rest}", slashed[0] as char))
+                self.file_uri(name, &[b'/', slashed[0], b':'], &slashed[2..]);
+                Ok(())
             }
             PathSpelling::Uri => {
-                self.field(name, &format!("file://{}", percent_encode(bytes, PATH)))
+                self.file_uri(name, &[], bytes);
+                Ok(())
             }
         }
+    }
+
+    /// Writes a URI that begins with `plain`. In what is encoded there is nothing that JSON would escape.
+    fn file_uri(&mut self, name: &'static str, plain: &[u8], path: &[u8]) {
+        self.name(name);
+        self.json.extend_from_slice(b"\"file://");
+        self.json.extend_from_slice(plain);
+        for piece in percent_encode(path, PATH) {
+            self.json.extend_from_slice(piece.as_bytes());
+        }
+        self.json.push(b'"');
     }
 
     fn name(&mut self, name: &'static str) {
