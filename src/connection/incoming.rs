@@ -232,8 +232,15 @@ impl Batch {
                 self.replies.push(Reply::File { id, file });
                 return Ok(());
             }
-            Err(text) => text.into_string()?,
+            Err(text) => text,
         };
+        if let Some((id, result)) = jsonrpc::plain_result(text.bytes()) {
+            let text = text.into_string()?;
+            let result = Some(text.slice_ref(&text[result]));
+            self.replies.push(Reply::Result { id, result });
+            return Ok(());
+        }
+        let text = text.into_string()?;
         match jsonrpc::decode(&text)? {
             Incoming::Notification(notification) => {
                 let Notification {

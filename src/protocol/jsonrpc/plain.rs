@@ -1,5 +1,5 @@
-//! The short way for what comes most, output, and for what is largest, files: in the very form in which
-//! servers send them.
+//! The short way for what comes most, output and results, and for what is largest, files: in the very form in
+//! which servers send them.
 //!
 //! Whatever is written in any other form, be it an escape or a space, is left to [`decode`](super::decode()),
 //! which knows them all and has the words for what is wrong. Here nothing is an error.
@@ -9,6 +9,8 @@ use std::ops::Range;
 use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::protocol::{Stream, base64};
+
+mod value;
 
 #[cfg(test)]
 mod tests;
@@ -71,20 +73,63 @@ pub(crate) fn plain_file_in_place(mut text: BytesMut) -> Result<(i64, Bytes), By
 
 /// Finds the id and what should be base64.
 fn file_parts(text: &[u8]) -> Option<(i64, Range<usize>)> {
+    let (id, rest) = answered(text)?;
+    let content = rest
+        .strip_prefix(br#"{"dataBase64":""#)?
+        .strip_suffix(br#""}}"#)?;
+    let end = text.len() - br#""}}"#.len();
+    Some((id, end - content.len()..end))
+}
+
+/// Reads the answer to a request, if it has a result and nothing else, and all of it is ASCII without escapes,
+/// spaces and fractions. Returns the id of the request, and where the result lies.
+pub(crate) fn plain_result(text: &[u8]) -> Option<(i64, Range<usize>)> {
+    let (id, rest) = answered(text)?;
+    let start = text.len() - rest.len();
+    let end = text.len() - b"}".len();
+    (value::behind(rest)? == b"}").then_some((id, start..end))
+}
+
+/// Reads the beginning of an answer, up to the result.
+fn answered(text: &[u8]) -> Option<(i64, &[u8])> {
     let (id, rest) = number(text.strip_prefix(br#"{"id":"#)?)?;
     let id = i64::try_from(id).ok()?;
-    let rest = rest.strip_prefix(br#","result":{"dataBase64":""#)?;
-    let content = rest.strip_suffix(br#""}}"#)?;
-    let start = text.len() - rest.len();
-    Some((id, start..start + content.len()))
+    Some((id, rest.strip_prefix(br#","result":"#)?))
 }
 
 /// Reads the rest of a string of which the opening quote is gone, if it is ASCII and without escapes.
+#[inline]
 fn plain_string(text: &[u8]) -> Option<(&[u8], &[u8])> {
-    let is_end = |&byte: &u8| !matches!(byte, b' '..=b'~') || byte == b'"' || byte == b'\\';
-    let end = text.iter().position(is_end)?;
-    let (string, rest) = text.split_at(end);
+    let (string, rest) = text.split_at(plain_len(text));
     Some((string, rest.strip_prefix(b"\"")?))
+}
+
+/// How many bytes stand for themselves in a string, up to its end or the first that does not. Found in eight at a time:
+/// most strings are names of that length.
+#[inline]
+fn plain_len(text: &[u8]) -> usize {
+    let (blocks, last) = text.as_chunks::<8>();
+    for (before, block) in blocks.iter().enumerate() {
+        let others = others(u64::from_le_bytes(*block));
+        if others != 0 {
+            return 8 * before + others.trailing_zeros() as usize / 8;
+        }
+    }
+    let is_other = |&byte: &u8| !matches!(byte, b' '..=b'~') || byte == b'"' || byte == b'\\';
+    let plain = last.iter().position(is_other).unwrap_or(last.len());
+    text.len() - last.len() + plain
+}
+
+/// Sets the top bit of the lowest of eight bytes that does not stand for itself in a string, and maybe of some above it;
+/// of none if all do.
+#[inline]
+fn others(bytes: u64) -> u64 {
+    const EACH: u64 = u64::from_ne_bytes([1; 8]);
+    const TOP: u64 = 0x80 * EACH;
+    // Less than that are those in which this borrows, if none below them is.
+    let less_than = |bytes: u64, bound: u8| bytes.wrapping_sub(u64::from(bound) * EACH) & !bytes;
+    let are = |byte: u8| less_than(bytes ^ (u64::from(byte) * EACH), 1);
+    (bytes | less_than(bytes, b' ') | are(b'"') | are(b'\\') | are(0x7F)) & TOP
 }
 
 /// Reads a number in its shortest form, of as many digits as always fit.

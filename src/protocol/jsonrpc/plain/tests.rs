@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 
 use serde_json::{Value, value::RawValue};
 
+use super::{plain_file, plain_len, plain_result};
 use crate::{
     fuzzing::{self, Way},
     seeds::{self, Random},
@@ -16,6 +17,9 @@ const SEEDS: u64 = 20_000;
 const EXAMPLE: &str = r#"{"method":"process/output","params":{"processId":"p-1","seq":307,"stream":"pty","chunk":"aGVsbG8gdGhlcmU="}}"#;
 
 const FILE: &str = r#"{"id":7,"result":{"dataBase64":"aGVsbG8sIHdvcmxkCg=="}}"#;
+
+const RESULT: &str =
+    r#"{"id":19,"result":{"isFile":true,"size":null,"a b":[{},-10,["x",false,[]],{"b":"c"}]}}"#;
 
 /// One message. Each of its parts is odd with a chance of `oddness` percent.
 struct Writer<'r> {
@@ -91,6 +95,45 @@ impl Writer<'_> {
             file.push((br#""method""#.to_vec(), br#""process/output""#.to_vec()));
         }
         self.object(file)
+    }
+
+    fn result(&mut self) -> Vec<u8> {
+        let result = self.value(0);
+        let id = self.random.below(1000).to_string().into_bytes();
+        let mut answer = vec![(br#""id""#.to_vec(), id), (br#""result""#.to_vec(), result)];
+        if self.is_odd() {
+            let error = self.pick(&[b"null", b"1", br#"{"code":1}"#]);
+            answer.push((br#""error""#.to_vec(), error));
+        }
+        self.object(answer)
+    }
+
+    /// Any value, with others in it.
+    fn value(&mut self, depth: usize) -> Vec<u8> {
+        match self.random.below(if depth < 4 { 7 } else { 5 }) {
+            0 => self.seq(),
+            1 => [b"-", &self.seq()[..]].concat(),
+            2 => self.process_id(),
+            3 => self.pick(&[b"true", b"false", b"null"]),
+            4 => self.pick(&[b"{}", b"[]"]),
+            5 => {
+                let names = ["a", "b", "createdAtMs", "a longer name {of} [it]: 1, 2"];
+                let count = self.random.below(names.len() as u64) as usize;
+                let members = names[..count].iter();
+                let members = members
+                    .map(|name| self.member(name, |writer| writer.value(depth + 1)))
+                    .collect::<Members>();
+                match members.is_empty() {
+                    true => b"{}".to_vec(),
+                    false => self.object(members),
+                }
+            }
+            _ => {
+                let count = 1 + self.random.below(3);
+                let values: Vec<_> = (0..count).map(|_| self.value(depth + 1)).collect();
+                [b"[", &values.join(&b","[..])[..], b"]"].concat()
+            }
+        }
     }
 
     fn member(
@@ -349,11 +392,12 @@ fn p10_the_short_ways_and_the_general_way_agree_on_whatever_comes() {
     let ways = seeds::each(SEEDS, "messages", |random| {
         let oddness = random.pick(&[0, 2, 5, 20, 50]);
         let is_mutated = random.chance(30);
-        let is_file = random.chance(30);
+        let kind = random.below(3);
         let mut writer = Writer { random, oddness };
-        let mut message = match is_file {
-            true => writer.file(),
-            false => writer.message(),
+        let mut message = match kind {
+            0 => writer.file(),
+            1 => writer.result(),
+            _ => writer.message(),
         };
         if is_mutated {
             mutate(&mut message, random);
@@ -375,7 +419,7 @@ fn p10_the_short_ways_and_the_general_way_agree_on_whatever_comes() {
 
 #[test]
 fn p10_the_ways_agree_on_each_change_of_one_byte() {
-    for example in [EXAMPLE.as_bytes(), FILE.as_bytes()] {
+    for example in [EXAMPLE, FILE, RESULT].map(str::as_bytes) {
         assert_eq!(fuzzing::message(example), Way::Short);
         for at in 0..example.len() {
             let (before, behind) = example.split_at(at);
@@ -393,14 +437,23 @@ fn p10_the_ways_agree_on_each_change_of_one_byte() {
 fn files_in_other_forms_take_the_general_way() {
     for text in [
         r#"{"id":7,"result":{"dataBase64":"aGk="},"x":1}"#,
-        r#"{"id":7,"result":{"dataBase64":"aGk=","eof":true}}"#,
+        r#"{"id":7,"result":{"dataBase64":"aGk=","eof":1.5}}"#,
         r#"{"id":7,"result":{"dataBase64":"aG\u006b="}}"#,
         r#"{"id":7, "result":{"dataBase64":"aGk="}}"#,
         r#"{"result":{"dataBase64":"aGk="},"id":7}"#,
         r#"{"id":"7","result":{"dataBase64":"aGk="}}"#,
-        r#"{"id":7,"result":{"dataBase64":"aGk"}}"#,
+        r#"{"id":7,"result":{"dataBase64":["aGk"}}}"#,
     ] {
-        assert_eq!(fuzzing::message(text.as_bytes()), Way::General, "{text}");
+        assert_ne!(fuzzing::message(text.as_bytes()), Way::Short, "{text}");
+    }
+    for no_file in [
+        r#"{"dataBase64":"aGk"}"#,
+        r#"{"dataBase64":"aGk=","eof":true}"#,
+    ] {
+        let text = format!(r#"{{"id":7,"result":{no_file}}}"#);
+        assert_eq!(plain_file(text.as_bytes()), None);
+        let result = plain_result(text.as_bytes()).unwrap();
+        assert_eq!((result.0, &text[result.1]), (7, no_file));
     }
     for at_the_end in ["9223372036854775807", "0"] {
         let text = format!(r#"{{"id":{at_the_end},"result":{{"dataBase64":""}}}}"#);
@@ -409,9 +462,9 @@ fn files_in_other_forms_take_the_general_way() {
 }
 
 #[test]
-fn output_of_every_recorded_release_takes_the_short_way() {
+fn outputs_and_results_of_every_recorded_release_take_the_short_way() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
-    let mut count = 0;
+    let (mut count, mut results) = (0, 0);
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         for line in fs::read_to_string(&path).unwrap().lines() {
@@ -428,8 +481,9 @@ fn output_of_every_recorded_release_takes_the_short_way() {
             let way = fuzzing::message(frame.get().as_bytes());
             let frame: Value = serde_json::from_str(frame.get()).unwrap();
             if frame["method"] != "process/output" {
-                let is_file = frame["result"]["dataBase64"].is_string();
-                let expected = if is_file { Way::Short } else { Way::General };
+                let has_result = frame["id"].is_u64() && frame.get("result").is_some();
+                results += u64::from(has_result);
+                let expected = if has_result { Way::Short } else { Way::General };
                 assert_eq!(way, expected, "{frame}");
                 continue;
             }
@@ -446,4 +500,28 @@ fn output_of_every_recorded_release_takes_the_short_way() {
         }
     }
     assert!(count > 1000, "{count}");
+    assert!(results > 100, "{results}");
+}
+
+#[test]
+fn bytes_that_stand_for_themselves_are_counted_wherever_others_lie() {
+    let by_one = |text: &[u8]| {
+        let is_plain = |byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+        text.iter().take_while(|&&byte| is_plain(byte)).count()
+    };
+    for first in 0..=u8::MAX {
+        for second in [
+            0, 1, b' ', b'!', b'"', b'#', b'[', b'\\', b']', b'~', 0x7F, 0x80, 0xFF,
+        ] {
+            for at in 0..20 {
+                let mut text = [b'a'; 21];
+                text[at] = first;
+                text[at + 1] = second;
+                for length in 0..=text.len() {
+                    let text = &text[..length];
+                    assert_eq!(plain_len(text), by_one(text), "{}", text.escape_ascii());
+                }
+            }
+        }
+    }
 }
