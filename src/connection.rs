@@ -8,7 +8,7 @@
 //! | [`Subscribe`] | – | anyone, to be told of the state of the link |
 //! | `Dispatch` | – | the router: a call whose answer goes to a slot of its own |
 //! | `ForgetProcess`, `TellConsumed`, `Close` | – | the router |
-//! | `Received`, `LinkEnded` | – | the task that reads |
+//! | `LinkEnded` | – | the task that reads, which answers the calls itself |
 //! | `Attempted` | – | the task that dials again |
 //! | `Sweep`, `Probed` | – | the timer, and the connection's own call |
 //!
@@ -20,6 +20,7 @@
 //! go on over the next.
 
 mod call;
+mod calls;
 mod dial;
 pub(crate) mod frame;
 mod handshake;
@@ -34,13 +35,12 @@ mod recovery;
 mod socket;
 mod sweeper;
 
-use std::{cell::RefCell, fmt, rc::Rc, time::Duration};
+use std::{fmt, rc::Rc, time::Duration};
 
 use actix::{
     Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, Recipient,
     WeakRecipient,
 };
-use bytestring::ByteString;
 use log::debug;
 use tokio::{
     sync::oneshot,
@@ -49,6 +49,7 @@ use tokio::{
 
 use self::{
     call::Submitted,
+    calls::Calls,
     incoming::{Hearing, Reading},
     lifecycle::{Lifecycle, Next},
     link::Link,
@@ -71,11 +72,8 @@ pub(crate) use self::{
 };
 use crate::{
     config::Config,
-    error::{CallError, DisconnectReason, JsonError},
-    protocol::{
-        FileContent, Lane, Method, Notifications, ProcessId, Repeat,
-        jsonrpc::{self, ErrorObject},
-    },
+    error::{CallError, DisconnectReason},
+    protocol::{Lane, Method, Notifications, ProcessId, Repeat, jsonrpc},
     task::{Alive, Task},
 };
 
@@ -169,36 +167,6 @@ impl Message for ConnectionEvent {
     type Result = Notifications;
 }
 
-/// Answers that one read has brought.
-struct Received(Vec<Reply>);
-
-impl Message for Received {
-    /// The memory, to be used again.
-    type Result = Vec<Reply>;
-}
-
-/// The server's answer to something.
-enum Reply {
-    Result {
-        id: RequestId,
-        /// `None` if the server left it out.
-        result: Option<ByteString>,
-    },
-    /// A result that is what a file holds, decoded already.
-    File {
-        id: RequestId,
-        file: FileContent,
-    },
-    Error {
-        id: RequestId,
-        error: ErrorObject,
-    },
-    /// To an id that this client never gives.
-    Unknown,
-    /// To a message that the server could not read.
-    ConnectionError,
-}
-
 /// It is time to look for calls to end.
 struct Sweep;
 
@@ -234,13 +202,14 @@ pub struct Connection {
     /// Ends an orderly close that takes too long.
     overdue: Option<Task>,
     outgoing: Outgoing,
-    /// Shared with the answer of [`Handler<Call>`], which actix asks for a place to put the reply
-    /// sender only after `handle` has returned. Both run in the actor, never at the same time.
-    pending: Rc<RefCell<Pending>>,
+    /// Shared with the task that reads, and with the answer of [`Handler<Call>`], which actix asks for a place to put
+    /// the reply sender only after `handle` has returned. None of them run at the same time.
+    calls: Rc<Calls>,
     sweeper: Sweeper,
     /// Since when the server has been asked whether it still answers.
     probed: Option<Instant>,
-    statistics: Statistics,
+    /// How often the connection was resumed.
+    resumes: u64,
     server: ServerInfo,
     config: Rc<Config>,
     events: WeakRecipient<ConnectionEvent>,
@@ -273,6 +242,8 @@ impl Connection {
         let window = server.dialect.resume_window.filter(|_| resume.is_some());
         let window = window.map(|window| window.min(config.resume_timeout));
         let queue = Queue::new(config.max_queued_bytes, config.max_queued_stdin_bytes);
+        let outgoing = Outgoing::new(queue);
+        let pending = Pending::after(handshake::LAST_ID);
         Connection::create(|context| {
             let mut connection = Connection {
                 lifecycle: Lifecycle::new(window, config.jitter_seed),
@@ -281,11 +252,11 @@ impl Connection {
                 attempt: None,
                 resume,
                 overdue: None,
-                outgoing: Outgoing::new(queue),
-                pending: Rc::new(RefCell::new(Pending::after(handshake::LAST_ID))),
+                calls: Rc::new(Calls::new(pending, outgoing.clone())),
+                outgoing,
                 sweeper: Sweeper::start(context.address().downgrade()),
                 probed: None,
-                statistics: Statistics::default(),
+                resumes: 0,
                 server,
                 config,
                 events,
@@ -309,6 +280,7 @@ impl Connection {
         let reading = Reading {
             reader: link.reader,
             answers: answers.clone(),
+            calls: self.calls.clone(),
             hearing: hearing.clone(),
             connection: context.address().downgrade(),
             link: self.links,
@@ -341,7 +313,7 @@ impl Connection {
         method
             .supported_by(&self.server.capabilities)
             .map_err(|missing| CallError::unsupported(M::NAME, missing))?;
-        let mut pending = self.pending.borrow_mut();
+        let mut pending = self.calls.pending.borrow_mut();
         let in_flight = pending.len();
         let refused = |refused, queued_bytes| match refused {
             Refused::Full => CallError::Overloaded {
@@ -387,7 +359,7 @@ impl Connection {
     /// Makes room, sends the request, and sees to its deadline.
     fn call<M: Method>(&mut self, call: &Call<M>, repeat: Repeat) -> Result<Submitted, CallError> {
         let now = Instant::now();
-        let is_full = self.pending.borrow().len() >= self.config.max_calls_in_flight;
+        let is_full = self.calls.pending.borrow().len() >= self.config.max_calls_in_flight;
         if self.sweeper.is_due(now) || is_full && self.sweeper.may_find_room(now) {
             self.sweep(now);
         }
@@ -399,7 +371,7 @@ impl Connection {
             now,
             timeout,
             repeat,
-            pending: self.pending.clone(),
+            calls: self.calls.clone(),
         })
     }
 
@@ -408,7 +380,7 @@ impl Connection {
         self.sweeper.swept(now);
         loop {
             // In a statement of its own: the table is not borrowed while the slot resolves.
-            let expired = self.pending.borrow_mut().take_expired(now);
+            let expired = self.calls.pending.borrow_mut().take_expired(now);
             let Some((id, entry)) = expired else {
                 break;
             };
@@ -425,7 +397,7 @@ impl Connection {
                 after: timeout,
             }));
         }
-        let mut pending = self.pending.borrow_mut();
+        let mut pending = self.calls.pending.borrow_mut();
         pending.remove_abandoned();
         if let Some(deadline) = pending.next_deadline() {
             self.sweeper.before(deadline.min(now + ABANDONED_CHECK));
@@ -446,47 +418,6 @@ impl Connection {
         });
     }
 
-    fn answer(&mut self, reply: Reply) {
-        match reply {
-            Reply::Result { id, result } => {
-                let Some(Entry { method, slot, .. }) = self.take_answered(id) else {
-                    return;
-                };
-                slot.resolve(result.ok_or_else(|| CallError::InvalidResponse {
-                    method,
-                    source: JsonError::new("it has neither result nor error"),
-                }));
-            }
-            Reply::File { id, file } => {
-                if let Some(entry) = self.take_answered(id) {
-                    entry.slot.resolve_file(file);
-                }
-            }
-            Reply::Error { id, error } => {
-                if let Some(Entry { method, slot, .. }) = self.take_answered(id) {
-                    slot.resolve(Err(CallError::Rejected {
-                        method,
-                        code: error.code,
-                        message: error.message,
-                    }));
-                }
-            }
-            Reply::Unknown => self.statistics.unknown_answers += 1,
-            Reply::ConnectionError => self.statistics.connection_errors += 1,
-        }
-    }
-
-    /// Takes out the call that is answered, if there is one.
-    fn take_answered(&mut self, id: RequestId) -> Option<Entry> {
-        self.outgoing.answered(id);
-        let entry = self.pending.borrow_mut().take(id);
-        if entry.is_none() {
-            debug!(id; "answer to no known call ignored");
-            self.statistics.unknown_answers += 1;
-        }
-        entry
-    }
-
     /// The one place where a connection ends: tells every call, the recipient of events and everyone who
     /// wants to know, once.
     fn terminate(&mut self, reason: DisconnectReason) {
@@ -499,7 +430,7 @@ impl Connection {
             DisconnectReason::Closed => self.link = None,
             _ => self.discard_link(),
         }
-        let entries = self.pending.borrow_mut().drain();
+        let entries = self.calls.pending.borrow_mut().drain();
         for Entry { method, slot, .. } in entries {
             slot.resolve(Err(CallError::Disconnected {
                 method,
@@ -569,9 +500,11 @@ impl Handler<GetStatistics> for Connection {
             Some(_) => 0,
         };
         MessageResult(Statistics {
-            calls_in_flight: self.pending.borrow().len(),
+            calls_in_flight: self.calls.pending.borrow().len(),
             queued_bytes,
-            ..self.statistics
+            unknown_answers: self.calls.unknown_answers(),
+            connection_errors: self.calls.connection_errors(),
+            resumes: self.resumes,
         })
     }
 }
@@ -633,17 +566,6 @@ impl Handler<TellConsumed> for Connection {
             let TellConsumed { process_id, seq } = tell;
             self.outgoing.queue().consumed(process_id, seq);
         }
-    }
-}
-
-impl Handler<Received> for Connection {
-    type Result = MessageResult<Received>;
-
-    fn handle(&mut self, Received(mut replies): Received, _: &mut Self::Context) -> Self::Result {
-        for reply in replies.drain(..) {
-            self.answer(reply);
-        }
-        MessageResult(replies)
     }
 }
 

@@ -290,9 +290,8 @@ fn checked(message: Message<'_>, takes: bool) -> Cut {
         Message::Text(text) => {
             let payload = Bytes::copy_from_slice(text.bytes());
             if takes {
-                let taken = text.into_string().ok();
-                let expected = str::from_utf8(&payload).ok();
-                assert_eq!(taken.as_deref(), expected);
+                assert_eq!(text.as_str().ok(), str::from_utf8(&payload).ok());
+                assert_eq!(text.into_bytes(), payload);
             }
             Cut::Text(payload)
         }

@@ -8,9 +8,13 @@ use std::{pin::pin, time::Duration};
 use actix_http::ws;
 use execmux::{
     Call, CallError, Mux,
-    protocol::{ErrorCode, Interrupt, ReadFile, ReadProcess, Terminate, Terminated},
+    protocol::{
+        ErrorCode, Interrupt, InvalidRequest, Method, Params, ReadFile, ReadProcess, Terminate,
+        Terminated,
+    },
 };
 use futures_util::poll;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use support::{
     checked,
@@ -113,6 +117,50 @@ async fn an_answer_of_another_shape_fails_its_call_only() {
                 !format!("{error} {error:?}").contains("secret"),
                 "{error:?}"
             );
+        }
+        let call = spawn_terminate(&mux, "p");
+        let request = peer.request().await;
+        peer.answer(&request, json!({"running": true})).await;
+        assert!(soon(call).await.unwrap().unwrap().running);
+    })
+    .await;
+}
+
+/// A method of the application, whose response it cannot decode.
+#[derive(Debug)]
+struct Careless;
+
+#[derive(Debug)]
+struct NeverDecoded;
+
+impl<'de> Deserialize<'de> for NeverDecoded {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        panic!("careless")
+    }
+}
+
+impl Method for Careless {
+    const NAME: &'static str = "careless";
+    type Response = NeverDecoded;
+
+    fn write_params(&self, _: &mut Params<'_>) -> Result<(), InvalidRequest> {
+        Ok(())
+    }
+}
+
+#[actix::test]
+async fn p10_a_response_that_panics_fails_its_call_only() {
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let call = actix::spawn({
+            let mux = mux.clone();
+            async move { mux.call(Careless).await }
+        });
+        let request = peer.expect("careless").await;
+        peer.answer(&request, json!({})).await;
+        match soon(call).await.unwrap().unwrap_err() {
+            CallError::InvalidResponse { method, .. } => assert_eq!(method, "careless"),
+            other => panic!("{other:?}"),
         }
         let call = spawn_terminate(&mux, "p");
         let request = peer.request().await;

@@ -1,17 +1,17 @@
 //! A call as its callers see it, and the slot in which it awaits its answer.
 
-use std::{any::Any, cell::RefCell, fmt, rc::Rc, time::Duration};
+use std::{any::Any, fmt, panic, rc::Rc, time::Duration};
 
 use actix::{
     Context, Message,
     dev::{MessageResponse, OneshotSender},
 };
-use bytestring::ByteString;
 use tokio::time::Instant;
 
 use super::{
     Connection,
-    pending::{Entry, Pending, ReplySlot, RequestId},
+    calls::Calls,
+    pending::{Entry, ReplySlot, RequestId},
     queue::Request,
 };
 use crate::{
@@ -85,7 +85,7 @@ pub(super) struct Submitted {
     pub(super) now: Instant,
     pub(super) timeout: Duration,
     pub(super) repeat: Option<Request>,
-    pub(super) pending: Rc<RefCell<Pending>>,
+    pub(super) calls: Rc<Calls>,
 }
 
 impl Submitted {
@@ -97,7 +97,8 @@ impl Submitted {
             repeat: self.repeat,
             repeats: 0,
         };
-        self.pending.borrow_mut().insert(self.id, self.now, entry);
+        let mut pending = self.calls.pending.borrow_mut();
+        pending.insert(self.id, self.now, entry);
     }
 }
 
@@ -131,12 +132,12 @@ impl<M: Method> MessageResponse<Connection, Call<M>> for PendingCall {
 struct CallSlot<M: Method>(Option<OneshotSender<Result<M::Response, CallError>>>);
 
 impl<M: Method> ReplySlot for CallSlot<M> {
-    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
+    fn resolve(self: Box<Self>, outcome: Result<&str, CallError>) {
         if let Some(sender) = self.0
             && !sender.is_closed()
         {
             // A caller that goes at this moment does not need the answer.
-            let _gone = sender.send(outcome.and_then(|json| decode_response::<M>(&json)));
+            let _gone = sender.send(outcome.and_then(|json| decode_response::<M>(json)));
         }
     }
 
@@ -152,7 +153,7 @@ impl<M: Method> ReplySlot for CallSlot<M> {
                 }
             }
             // A method of the application's own, which has another type for it.
-            (None, Some(file)) => self.resolve(Ok(file.to_json())),
+            (None, Some(file)) => self.resolve(Ok(&file.to_json())),
             (None, None) => {}
         }
     }
@@ -162,10 +163,17 @@ impl<M: Method> ReplySlot for CallSlot<M> {
     }
 }
 
-/// Decodes the result of a call of `M`.
+/// Decodes the result of a call of `M`. That may be the application's code: if it panics, this call fails, and not
+/// the task that reads for all.
 pub(crate) fn decode_response<M: Method>(json: &str) -> Result<M::Response, CallError> {
-    serde_json::from_str(json).map_err(|error| CallError::InvalidResponse {
+    let decoded = panic::catch_unwind(|| serde_json::from_str(json));
+    let source = match decoded {
+        Ok(Ok(response)) => return Ok(response),
+        Ok(Err(error)) => JsonError::from(error),
+        Err(_) => JsonError::new("the type of the response panics"),
+    };
+    Err(CallError::InvalidResponse {
         method: M::NAME,
-        source: JsonError::from(error),
+        source,
     })
 }

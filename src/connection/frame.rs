@@ -7,7 +7,6 @@
 use std::hash::{BuildHasher as _, RandomState};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use bytestring::ByteString;
 
 use crate::error::DisconnectReason;
 
@@ -72,9 +71,9 @@ impl Text<'_> {
         }
     }
 
-    /// Checks it, and takes it out of the buffer without a copy.
-    pub(crate) fn into_string(self) -> Result<ByteString, DisconnectReason> {
-        ByteString::try_from(self.into_bytes()).map_err(|_| DisconnectReason::InvalidUtf8)
+    /// Checks it, where it lies.
+    pub(crate) fn as_str(&self) -> Result<&str, DisconnectReason> {
+        str::from_utf8(self.bytes()).map_err(|_| DisconnectReason::InvalidUtf8)
     }
 }
 

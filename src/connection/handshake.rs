@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
-use bytestring::ByteString;
 use log::debug;
 use serde_json::value::RawValue;
 
@@ -172,14 +171,14 @@ struct Exchange<'a> {
 
 /// What the peer says, apart from goodbye.
 enum Heard {
-    Text(ByteString),
+    Text(String),
     Ping(Bytes),
     Pong,
 }
 
 fn hear(message: Message<'_>) -> Result<Heard, DisconnectReason> {
     match message {
-        Message::Text(text) => text.into_string().map(Heard::Text),
+        Message::Text(text) => Ok(Heard::Text(text.as_str()?.to_owned())),
         Message::Binary { size } => Err(DisconnectReason::BinaryMessage { size }),
         Message::Ping(payload) => Ok(Heard::Ping(payload)),
         Message::Pong => Ok(Heard::Pong),

@@ -1,10 +1,11 @@
-//! The task that reads: cuts what comes into batches, and hands them to those they are for.
+//! The task that reads: answers calls as their answers come, and hands notifications over in batches.
 
 use std::{cell::Cell, mem, pin::Pin, rc::Rc};
 
 use actix::{Recipient, WeakAddr, WeakRecipient};
 use bytes::Bytes;
 use log::debug;
+use serde_json::value::RawValue;
 use tokio::{
     select,
     sync::oneshot,
@@ -12,7 +13,8 @@ use tokio::{
 };
 
 use super::{
-    Connection, ConnectionEvent, LinkEnded, Received, Reply,
+    Connection, ConnectionEvent, LinkEnded,
+    calls::Calls,
     frame::{KEPT_CAPACITY, Message, Text},
     outgoing::Answers,
     pending::after,
@@ -24,6 +26,7 @@ use crate::{
         FileContent, Notification, Notifications, ProcessEvent,
         jsonrpc::{self, Id, Incoming, PlainOutput},
     },
+    task,
 };
 
 /// Reads until the link ends, and then tells the connection why.
@@ -32,6 +35,7 @@ use crate::{
 pub(crate) struct Reading {
     pub(crate) reader: MessageReader,
     pub(crate) answers: Answers,
+    pub(crate) calls: Rc<Calls>,
     pub(crate) connection: WeakAddr<Connection>,
     /// Which of the connection's links it reads.
     pub(crate) link: u64,
@@ -52,13 +56,6 @@ pub(crate) struct Hearing {
     pub(crate) is_delivering: Cell<bool>,
 }
 
-/// What one read has brought.
-#[derive(Default)]
-struct Batch {
-    replies: Vec<Reply>,
-    notifications: Notifications,
-}
-
 impl Reading {
     pub(crate) async fn run(mut self) {
         let reason = self.read().await;
@@ -70,7 +67,7 @@ impl Reading {
         }
     }
 
-    /// Each batch is handed over, and taken, before more is read: what the receivers have not taken
+    /// What one read has brought is handed over, and taken, before more is read: what the receivers have not taken
     /// stays in the socket, and they run while the data is still in the cache.
     async fn read(&mut self) -> DisconnectReason {
         let mut last_read = Instant::now();
@@ -90,11 +87,11 @@ impl Reading {
         tokio::pin!(heartbeat, write_failed);
         // Used again and again: allocations of this size, between the many small ones of what is delivered,
         // make the small ones slow too.
-        let mut batch = Batch::default();
+        let mut notifications = Notifications::default();
         loop {
-            let cut = self.cut(&mut batch);
+            let cut = self.cut(&mut notifications);
             self.hearing.is_delivering.set(true);
-            let delivered = self.deliver(&mut batch).await;
+            let delivered = self.deliver(&mut notifications).await;
             self.hearing.is_delivering.set(false);
             if let Err(reason) = delivered.and(cut) {
                 return reason;
@@ -156,11 +153,16 @@ impl Reading {
         None
     }
 
-    /// Cuts what has been read into `batch`, up to the first message that ends the link.
-    fn cut(&mut self, batch: &mut Batch) -> Result<(), DisconnectReason> {
+    /// Cuts what has been read into messages, up to the first that ends the link.
+    fn cut(&mut self, notifications: &mut Notifications) -> Result<(), DisconnectReason> {
+        let mut receivers = Receivers {
+            notifications,
+            calls: &self.calls,
+            answers: &self.answers,
+        };
         while let Some(message) = self.reader.next()? {
             match message {
-                Message::Text(text) => batch.sort(text, &self.answers)?,
+                Message::Text(text) => receivers.hand_over(text)?,
                 Message::Binary { size } => {
                     return Err(DisconnectReason::BinaryMessage { size });
                 }
@@ -172,26 +174,20 @@ impl Reading {
         Ok(())
     }
 
-    /// Hands a batch to the connection and to the receiver of its events, and waits until they have
-    /// taken it. They give back the memory.
-    async fn deliver(&self, batch: &mut Batch) -> Result<(), DisconnectReason> {
-        let mut replies = None;
-        if !batch.replies.is_empty() {
-            let connection = self.connection.upgrade().ok_or(DisconnectReason::Closed)?;
-            replies = Some(connection.send(Received(mem::take(&mut batch.replies))));
+    /// Hands the notifications to their receiver, and waits until it has taken them: it gives the memory back. Those
+    /// whose calls were answered have their turn meanwhile.
+    async fn deliver(&self, notifications: &mut Notifications) -> Result<(), DisconnectReason> {
+        if notifications.is_empty() {
+            task::yield_now().await;
+            return Ok(());
         }
-        if !batch.notifications.is_empty() {
-            let event = ConnectionEvent::Notifications(mem::take(&mut batch.notifications));
-            let taken = self
-                .events
-                .upgrade()
-                .map(|events: Recipient<_>| events.send(event));
-            if let Some(taken) = taken {
-                batch.notifications = taken.await.map_err(|_| DisconnectReason::Closed)?;
-            }
-        }
-        if let Some(replies) = replies {
-            batch.replies = replies.await.map_err(|_| DisconnectReason::Closed)?;
+        let event = ConnectionEvent::Notifications(mem::take(notifications));
+        let taken = self
+            .events
+            .upgrade()
+            .map(|events: Recipient<_>| events.send(event));
+        if let Some(taken) = taken {
+            *notifications = taken.await.map_err(|_| DisconnectReason::Closed)?;
         }
         Ok(())
     }
@@ -206,9 +202,17 @@ fn plain_file(text: Text<'_>) -> Result<(i64, Bytes), Text<'_>> {
     jsonrpc::plain_file(text.bytes()).ok_or(text)
 }
 
-impl Batch {
+/// Who gets what is in a message.
+struct Receivers<'r> {
+    notifications: &'r mut Notifications,
+    calls: &'r Calls,
+    /// What the peer asks is answered here.
+    answers: &'r Answers,
+}
+
+impl Receivers<'_> {
     #[inline]
-    fn sort(&mut self, text: Text<'_>, answers: &Answers) -> Result<(), DisconnectReason> {
+    fn hand_over(&mut self, text: Text<'_>) -> Result<(), DisconnectReason> {
         if let Some(output) = jsonrpc::plain_output(text.bytes()) {
             let PlainOutput {
                 process_id,
@@ -220,28 +224,25 @@ impl Batch {
             self.notifications.push(process_id, seq, event);
             return Ok(());
         }
-        self.sort_other(text, answers)
+        self.hand_over_other(text)
     }
 
-    /// Sorts what is no output in its usual form.
+    /// Hands over what is no output in its usual form.
     #[inline(never)]
-    fn sort_other(&mut self, text: Text<'_>, answers: &Answers) -> Result<(), DisconnectReason> {
+    fn hand_over_other(&mut self, text: Text<'_>) -> Result<(), DisconnectReason> {
         let text = match plain_file(text) {
             Ok((id, content)) => {
-                let file = FileContent { content };
-                self.replies.push(Reply::File { id, file });
+                self.calls.succeed_with_file(id, FileContent { content });
                 return Ok(());
             }
             Err(text) => text,
         };
-        if let Some((id, result)) = jsonrpc::plain_result(text.bytes()) {
-            let text = text.into_string()?;
-            let result = Some(text.slice_ref(&text[result]));
-            self.replies.push(Reply::Result { id, result });
+        let text = text.as_str()?;
+        if let Some((id, result)) = jsonrpc::plain_result(text.as_bytes()) {
+            self.calls.succeed(id, Some(&text[result]));
             return Ok(());
         }
-        let text = text.into_string()?;
-        match jsonrpc::decode(&text)? {
+        match jsonrpc::decode(text)? {
             Incoming::Notification(notification) => {
                 let Notification {
                     process_id,
@@ -257,25 +258,22 @@ impl Batch {
             Incoming::Request { id, method } => {
                 debug!(method:%; "request of the server refused");
                 if let Some(refusal) = jsonrpc::encode_method_not_found(&id) {
-                    answers.text(refusal);
+                    self.answers.text(refusal);
                 }
             }
-            Incoming::Response { id, result } => {
-                let result = result.map(|json| text.slice_ref(json.get()));
-                self.replies.push(match id {
-                    Id::Number(id) => Reply::Result { id, result },
-                    Id::Text(_) | Id::Invalid => Reply::Unknown,
-                });
-            }
-            Incoming::Error { id, error } => self.replies.push(match id {
-                Id::Number(id) if id > 0 => Reply::Error { id, error },
-                Id::Text(_) => Reply::Unknown,
+            Incoming::Response { id, result } => match id {
+                Id::Number(id) => self.calls.succeed(id, result.map(RawValue::get)),
+                Id::Text(_) | Id::Invalid => self.calls.count_unknown_answer(),
+            },
+            Incoming::Error { id, error } => match id {
+                Id::Number(id) if id > 0 => self.calls.reject(id, error),
+                Id::Text(_) => self.calls.count_unknown_answer(),
                 // The server could not read a message of ours, and so cannot say which.
                 Id::Number(_) | Id::Invalid => {
                     debug!(code:% = error.code; "the server could not read a message of this client");
-                    Reply::ConnectionError
+                    self.calls.count_connection_error();
                 }
-            }),
+            },
         }
         Ok(())
     }

@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use bytestring::ByteString;
 use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
@@ -29,11 +28,11 @@ pub(crate) type RequestId = i64;
 /// Where the answer to one call goes.
 pub(crate) trait ReplySlot {
     /// Hands over the answer: the JSON of the result, or why there is none.
-    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>);
+    fn resolve(self: Box<Self>, outcome: Result<&str, CallError>);
 
     /// Hands over a result that is what a file holds, decoded already.
     fn resolve_file(self: Box<Self>, file: FileContent) {
-        self.resolve(Ok(file.to_json()));
+        self.resolve(Ok(&file.to_json()));
     }
 
     /// Whether nobody waits for the answer any more.
@@ -205,13 +204,14 @@ mod tests {
     #[derive(Default)]
     struct Log {
         abandoned: bool,
-        outcomes: Vec<Result<ByteString, CallError>>,
+        outcomes: Vec<Result<String, CallError>>,
     }
 
     struct LogSlot(Rc<RefCell<Log>>);
 
     impl ReplySlot for LogSlot {
-        fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
+        fn resolve(self: Box<Self>, outcome: Result<&str, CallError>) {
+            let outcome = outcome.map(str::to_owned);
             self.0.borrow_mut().outcomes.push(outcome);
         }
 
@@ -239,8 +239,8 @@ mod tests {
         let (now, mut pending) = (Instant::now(), Pending::default());
         let (a, log_a) = enter(&mut pending, now, 1);
         let (b, log_b) = enter(&mut pending, now, 1);
-        pending.take(b).unwrap().slot.resolve(Ok("b".into()));
-        pending.take(a).unwrap().slot.resolve(Ok("a".into()));
+        pending.take(b).unwrap().slot.resolve(Ok("b"));
+        pending.take(a).unwrap().slot.resolve(Ok("a"));
         assert!(pending.take(a).is_none() && pending.take(b).is_none());
         assert_eq!(pending.len(), 0);
         assert!(matches!(&log_a.borrow().outcomes[..], [Ok(json)] if json == "a"));

@@ -2,7 +2,6 @@
 //! follows from the answer.
 
 use actix::{Handler, Message, WeakAddr};
-use bytestring::ByteString;
 use log::debug;
 use tokio::time::Instant;
 
@@ -34,7 +33,7 @@ pub(super) struct ProbeSlot {
 }
 
 impl ReplySlot for ProbeSlot {
-    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
+    fn resolve(self: Box<Self>, outcome: Result<&str, CallError>) {
         if let Some(connection) = self.connection.upgrade() {
             connection.do_send(Probed {
                 link: self.link,
@@ -52,7 +51,7 @@ impl Connection {
     /// Looks for writes that their processes do not take.
     pub(super) fn look_for_stuck(&mut self, now: Instant) {
         let timeout = self.config.write_timeout;
-        let pending = self.pending.borrow();
+        let pending = self.calls.pending.borrow();
         let queue = self.outgoing.queue();
         let suspect = queue.blocking(now, timeout).or_else(|| {
             // Their callers were told that it has taken too long; those behind need not wait for that.
@@ -82,7 +81,7 @@ impl Connection {
         };
         // In the lane that is suspected to be blocked; whatever the answer is.
         let probe = ReadProcess::new(process_id).max_bytes(1);
-        let id = self.pending.borrow_mut().next_id();
+        let id = self.calls.pending.borrow_mut().next_id();
         let Ok(json) = jsonrpc::encode_request(id, &probe, self.server.dialect) else {
             return;
         };
@@ -105,7 +104,7 @@ impl Connection {
             repeat: None,
             repeats: 0,
         };
-        self.pending.borrow_mut().insert(id, now, entry);
+        self.calls.pending.borrow_mut().insert(id, now, entry);
         self.sweeper.before(after(now, timeout));
     }
 
@@ -114,7 +113,7 @@ impl Connection {
         let writes = self.outgoing.queue().mark_stuck(process_id);
         debug!(process_id:%, writes = writes.len(); "the process does not read its stdin");
         for id in writes {
-            let entry = self.pending.borrow_mut().take(id);
+            let entry = self.calls.pending.borrow_mut().take(id);
             if let Some(Entry { method, slot, .. }) = entry {
                 let process_id = process_id.clone();
                 slot.resolve(Err(CallError::Stuck { method, process_id }));
@@ -136,7 +135,7 @@ impl Handler<Probed> for Connection {
         let (now, timeout) = (Instant::now(), self.config.write_timeout);
         let queue = self.outgoing.queue();
         if probed.is_answered {
-            let pending = self.pending.borrow();
+            let pending = self.calls.pending.borrow();
             let given_up = queue.overdue(now, timeout, |id| !pending.contains(id));
             drop((queue, pending));
             for process_id in given_up {

@@ -90,6 +90,7 @@ impl Connection {
     pub(super) fn resolve_calls(&mut self, reason: &DisconnectReason) {
         let unsent = self.outgoing.queue().ids();
         let (lost, again) = self
+            .calls
             .pending
             .borrow_mut()
             .resolve_lost(reason, |id| unsent.contains(&id));
@@ -160,7 +161,7 @@ impl Handler<Attempted> for Connection {
                 if !self.lifecycle.opened() {
                     return;
                 }
-                self.statistics.resumes += 1;
+                self.resumes += 1;
                 // First the router, so that what the new link brings comes after it.
                 if let Some(events) = self.events.upgrade() {
                     events.do_send(ConnectionEvent::Resumed);

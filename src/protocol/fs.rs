@@ -7,7 +7,6 @@
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use bytestring::ByteString;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -93,11 +92,11 @@ pub struct FileContent {
 
 impl FileContent {
     /// Writes it as it came.
-    pub(crate) fn to_json(&self) -> ByteString {
+    pub(crate) fn to_json(&self) -> String {
         let mut json = br#"{"dataBase64":"#.to_vec();
         base64::append_json(&self.content, &mut json);
         json.push(b'}');
-        ByteString::try_from(json).unwrap_or_default()
+        String::from_utf8(json).unwrap_or_default()
     }
 }
 

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 
 use actix::{AsyncContext as _, Context, Handler, Message, WeakAddr};
-use bytestring::ByteString;
 use log::debug;
 
 use super::{Router, routes::RouteKey};
@@ -102,10 +101,10 @@ pub(super) struct ReadSlot {
 }
 
 impl ReplySlot for ReadSlot {
-    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
+    fn resolve(self: Box<Self>, outcome: Result<&str, CallError>) {
         if let Some(router) = self.router.upgrade() {
             router.do_send(ReadEnded {
-                outcome: outcome.and_then(|json| decode_response::<ReadProcess>(&json)),
+                outcome: outcome.and_then(|json| decode_response::<ReadProcess>(json)),
                 process_id: self.process_id,
                 key: self.key,
                 number: self.number,

@@ -1,7 +1,6 @@
 //! Processes that have lost their sessions: they are terminated, or let go if they are held back.
 
 use actix::{AsyncContext as _, Context, Handler, Message, WeakAddr};
-use bytestring::ByteString;
 use log::debug;
 
 use super::Router;
@@ -84,7 +83,7 @@ struct SettleSlot {
 }
 
 impl ReplySlot for SettleSlot {
-    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
+    fn resolve(self: Box<Self>, outcome: Result<&str, CallError>) {
         let SettleSlot { router, orphan } = *self;
         let fate = orphan.fate;
         let again = match outcome {

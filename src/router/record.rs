@@ -4,7 +4,6 @@
 use std::{mem, time::Duration};
 
 use actix::{AsyncContext as _, Context, Handler, Message, MessageResult, WeakAddr};
-use bytestring::ByteString;
 use log::debug;
 
 use super::{Router, routes::Route};
@@ -124,7 +123,7 @@ struct RemoveSlot {
 }
 
 impl ReplySlot for RemoveSlot {
-    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
+    fn resolve(self: Box<Self>, outcome: Result<&str, CallError>) {
         let RemoveSlot { router, record } = *self;
         let again = match outcome {
             Ok(_) => None,

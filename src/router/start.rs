@@ -6,7 +6,6 @@ use actix::{
     Addr, AsyncContext as _, Context, Handler, Message, WeakAddr,
     dev::{MessageResponse, OneshotSender},
 };
-use bytestring::ByteString;
 
 use super::{
     Router, healing::is_unknown_process, register::Register, routes::RouteKey, session::Session,
@@ -184,7 +183,7 @@ impl StartSlot {
 }
 
 impl ReplySlot for StartSlot {
-    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
+    fn resolve(self: Box<Self>, outcome: Result<&str, CallError>) {
         match outcome {
             // That the id is taken may mean that the first request has started the process.
             Err(rejection)
@@ -204,7 +203,7 @@ impl ReplySlot for StartSlot {
                 });
             }
             outcome => {
-                let outcome = outcome.and_then(|json| decode_response::<StartProcess>(&json));
+                let outcome = outcome.and_then(|json| decode_response::<StartProcess>(json));
                 self.end(outcome);
             }
         }
@@ -227,7 +226,7 @@ struct ExistsSlot {
 }
 
 impl ReplySlot for ExistsSlot {
-    fn resolve(self: Box<Self>, outcome: Result<ByteString, CallError>) {
+    fn resolve(self: Box<Self>, outcome: Result<&str, CallError>) {
         let ExistsSlot { start, rejection } = *self;
         let outcome = match outcome {
             Ok(_) => Ok(Started {
