@@ -104,7 +104,7 @@ impl ReplySlot for ReadSlot {
     fn resolve(self: Box<Self>, outcome: Result<&str, CallError>) {
         if let Some(router) = self.router.upgrade() {
             router.do_send(ReadEnded {
-                outcome: outcome.and_then(|json| decode_response::<ReadProcess>(json)),
+                outcome: outcome.and_then(decode_response::<ReadProcess>),
                 process_id: self.process_id,
                 key: self.key,
                 number: self.number,

@@ -203,7 +203,7 @@ impl ReplySlot for StartSlot {
                 });
             }
             outcome => {
-                let outcome = outcome.and_then(|json| decode_response::<StartProcess>(json));
+                let outcome = outcome.and_then(decode_response::<StartProcess>);
                 self.end(outcome);
             }
         }

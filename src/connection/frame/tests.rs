@@ -68,7 +68,7 @@ fn messages_of_every_length_form_are_cut_out_wherever_the_reads_end() {
                 messages.push(message);
             }
         }
-        let expected = lengths.map(|length| Decoded::Text(text(length).into()));
+        let expected = lengths.map(|length| Decoded::Text(text(length)));
         assert!(messages == expected, "in steps of {step}");
         assert!(buffer.is_empty());
     }
