@@ -9,24 +9,27 @@ pub(crate) const LINE: usize = 64;
 
 /// Has so many bytes brought into the cache, without waiting for them. It does not matter what is there, or whether
 /// anything is.
-#[inline]
+#[inline(always)]
 pub(crate) fn fetch(from: *const u8, bytes: usize) {
-    for line in lines(from, bytes) {
-        fetch_line(line);
+    each_line(from, bytes, fetch_line);
+}
+
+/// Visits the lines in which so many bytes lie, the last one too where the first is not used from its start: perhaps
+/// twice, which costs less than to find out.
+#[inline(always)]
+fn each_line(from: *const u8, bytes: usize, mut visit: impl FnMut(*const u8)) {
+    let mut offset = 0;
+    while offset < bytes {
+        visit(from.wrapping_add(offset));
+        offset += LINE;
+    }
+    if bytes > 1 {
+        visit(from.wrapping_add(bytes - 1));
     }
 }
 
-/// The lines in which so many bytes lie, the last one too where the first is not used from its start.
-#[inline]
-fn lines(from: *const u8, bytes: usize) -> impl Iterator<Item = *const u8> {
-    let before = from.addr() % LINE;
-    let end = if bytes > 0 { before + bytes } else { 0 };
-    let offsets = (0..end).step_by(LINE);
-    offsets.map(move |offset| from.wrapping_sub(before).wrapping_add(offset))
-}
-
 /// As [`fetch`], of all that it takes.
-#[inline]
+#[inline(always)]
 pub(crate) fn fetch_all<T>(from: *const T) {
     fetch(from.cast(), size_of::<T>());
 }
@@ -55,14 +58,21 @@ mod tests {
     #[test]
     fn every_line_is_fetched_in_which_something_lies() {
         let lines_of = |from: usize, bytes| {
-            let lines = lines(ptr::without_provenance(from), bytes);
-            lines.map(|line| line.addr()).collect::<Vec<_>>()
+            let mut lines = Vec::new();
+            each_line(ptr::without_provenance(from), bytes, |at| {
+                lines.push(at.addr() / LINE * LINE);
+            });
+            lines.dedup();
+            lines
         };
         assert_eq!(lines_of(640, 64), [640]);
         assert_eq!(lines_of(640, 65), [640, 704]);
         assert_eq!(lines_of(656, 64), [640, 704]);
         assert_eq!(lines_of(656, 48), [640]);
         assert_eq!(lines_of(703, 2), [640, 704]);
+        assert_eq!(lines_of(656, 1), [640]);
+        assert_eq!(lines_of(656, 176), [640, 704, 768]);
+        assert_eq!(lines_of(656, 177), [640, 704, 768, 832]);
         assert!(lines_of(656, 0).is_empty());
     }
 }
