@@ -67,6 +67,8 @@ pub(crate) struct Budget {
     limit: usize,
     /// All that was ever taken of this account, but for what was [cancelled](Self::cancel).
     taken: Cell<u64>,
+    /// What had returned when it was last looked, which is only when that does not do: the account is in no cache.
+    known_returned: Cell<u64>,
     /// What has to have returned for there to be the room that is waited for.
     room_at: Cell<u64>,
     /// What has to have returned for the server to be told.
@@ -86,6 +88,7 @@ impl Budget {
         Budget {
             limit,
             taken: Cell::new(account.returned()),
+            known_returned: Cell::new(account.returned()),
             room_at: Cell::new(NEVER),
             tell_at: Cell::new(NEVER),
             pool,
@@ -96,11 +99,6 @@ impl Budget {
     #[inline]
     pub(crate) fn limit(&self) -> usize {
         self.limit.min(self.pool.share())
-    }
-
-    /// Fetches what it takes to take from it.
-    pub(crate) fn fetch(&self) {
-        cache::fetch_all(self.account);
     }
 
     #[inline]
@@ -122,7 +120,13 @@ impl Budget {
     /// What may be taken now.
     #[inline]
     pub(crate) fn available(&self) -> usize {
-        let own = self.limit().saturating_sub(self.held());
+        self.available_beside(self.held())
+    }
+
+    /// What may be taken if so much is held.
+    #[inline]
+    fn available_beside(&self, held: usize) -> usize {
+        let own = self.limit().saturating_sub(held);
         own.min(self.pool.available())
     }
 
@@ -131,9 +135,13 @@ impl Budget {
     #[inline]
     pub(crate) fn take(&self, bytes: usize, own: usize) -> Option<Permit> {
         let bytes = cost(bytes);
-        // Only the router takes, so that what is read here can only shrink.
-        if self.held() > own && bytes > self.available() {
-            return None;
+        let held = (self.taken.get() - self.known_returned.get()) as usize;
+        if bytes > self.available_beside(held) {
+            self.known_returned.set(self.returned());
+            // Only the router takes, so that what is read here can only shrink.
+            if self.held() > own && bytes > self.available() {
+                return None;
+            }
         }
         self.taken.set(self.taken.get() + bytes as u64);
         self.pool.taken.set(self.pool.taken.get() + bytes as u64);

@@ -436,11 +436,6 @@ impl Delivery {
         Progress::Open
     }
 
-    /// Fetches what the next event needs beside this.
-    pub(crate) fn fetch_further(&self) {
-        self.budget.fetch();
-    }
-
     /// Whether it is this event's turn, and nothing else is to be thought of.
     #[inline]
     fn is_in_order(&self, seq: u64) -> bool {

@@ -174,7 +174,6 @@ impl Routes {
     pub(crate) fn fetch_queues<'a>(&self, places: impl Iterator<Item = &'a Option<Place>>) {
         for place in places.flatten() {
             if let Some(route) = self.routes.get(place.place) {
-                route.delivery.fetch_further();
                 route.session.fetch_queue();
             }
         }
