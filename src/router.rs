@@ -265,7 +265,7 @@ impl Handler<ConnectionEvent> for Router {
                 self.parked = None;
                 for route in self.routes.iter_mut() {
                     route.delivery.interrupted();
-                    if route.session.hears_of_link() {
+                    if route.hears_of_link {
                         route.is_interrupted = true;
                         let process_id = route.delivery.process_id().clone();
                         route

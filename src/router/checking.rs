@@ -73,10 +73,7 @@ impl Router {
                 route.delivered_in = 0;
                 route.session.shrink();
             }
-            if route.delivery.has_exited()
-                && now - *route.end_checked.get_or_insert(now) >= END_OVERDUE
-            {
-                route.end_checked = Some(now);
+            if route.delivery.is_end_overdue(now, END_OVERDUE) {
                 route.delivery.check_end();
             }
             if route.delivery.wants_read() {

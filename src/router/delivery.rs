@@ -9,6 +9,7 @@ mod window;
 use std::{collections::BTreeMap, mem};
 
 use bytes::Bytes;
+use tokio::time::{Duration, Instant};
 
 use self::{
     reading::{Healing, MISSED, Scope},
@@ -45,21 +46,30 @@ pub(crate) struct Delivery {
     healing: Healing,
     // What few events need.
     overflow: Overflow,
+    has_gap: bool,
     /// The credit of the early ones.
     early_held: usize,
     /// The highest `seq` of a push that was dropped. What is below it and missing has to be read.
     dropped_to: u64,
     /// How many reads were asked for: tells the answer to one from that to an older one.
     reads: u64,
-    /// Where *exited* has its place, once known. It costs no credit, and so may come only once.
-    exit_seq: Option<u64>,
-    /// As for *exited*.
-    closed_seq: Option<u64>,
-    /// From *exited*, once delivered.
-    exit_code: Option<i32>,
-    has_gap: bool,
     /// `next_seq` when it was last looked whether something is stuck.
     next_seq_at_tick: u64,
+    /// Set once something is known of it.
+    ending: Option<Box<Ending>>,
+}
+
+/// The end of a process: *exited* and *closed*. They cost no credit, and so each may come only once.
+#[derive(Debug, Default)]
+struct Ending {
+    /// Whether the place of *exited* is known.
+    has_exited: bool,
+    /// Whether the place of *closed* is known.
+    is_closed: bool,
+    /// From *exited*, once delivered.
+    exit_code: Option<i32>,
+    /// When it was last looked whether a process that has exited has ended.
+    checked: Option<Instant>,
 }
 
 /// An event, and the credit for its bytes.
@@ -114,11 +124,9 @@ impl Delivery {
             dropped_to: 0,
             healing: Healing::Live,
             reads: 0,
-            exit_seq: None,
-            closed_seq: None,
-            exit_code: None,
             has_gap: false,
             next_seq_at_tick: 0,
+            ending: None,
             window: Window::off(),
         }
     }
@@ -210,7 +218,7 @@ impl Delivery {
                 exit_code,
                 sandbox_denied,
             } => {
-                if self.exit_seq.replace(seq).is_some() {
+                if mem::replace(&mut self.ending().has_exited, true) {
                     return Progress::Failed(self.fail(FailureReason::ExitedTwice));
                 }
                 Granted::Exited {
@@ -219,7 +227,7 @@ impl Delivery {
                 }
             }
             ProcessEvent::Closed => {
-                if self.closed_seq.replace(seq).is_some() {
+                if mem::replace(&mut self.ending().is_closed, true) {
                     return Progress::Failed(self.fail(FailureReason::ClosedTwice));
                 }
                 Granted::Closed
@@ -291,7 +299,30 @@ impl Delivery {
 
     /// Whether the process has exited and its end is awaited.
     pub(crate) fn has_exited(&self) -> bool {
-        self.exit_seq.is_some()
+        self.ending.as_ref().is_some_and(|ending| ending.has_exited)
+    }
+
+    /// Whether the place of *closed* is known.
+    fn is_closed(&self) -> bool {
+        self.ending.as_ref().is_some_and(|ending| ending.is_closed)
+    }
+
+    fn ending(&mut self) -> &mut Ending {
+        self.ending.get_or_insert_default()
+    }
+
+    /// Whether the end of a process that has exited has not come for so long: since this was first asked, and then since
+    /// it was last so.
+    pub(crate) fn is_end_overdue(&mut self, now: Instant, patience: Duration) -> bool {
+        if !self.has_exited() {
+            return false;
+        }
+        let checked = self.ending().checked.get_or_insert(now);
+        let is_overdue = now - *checked >= patience;
+        if is_overdue {
+            *checked = now;
+        }
+        is_overdue
     }
 
     /// Makes the terminal event of a session whose process will not be followed to its end.
@@ -328,7 +359,7 @@ impl Delivery {
     /// Whether pushes beyond what is missing are of no use: they are read anyway.
     fn is_waiting(&self) -> bool {
         match self.healing {
-            Healing::Live | Healing::Reading { .. } => false,
+            Healing::Live | Healing::Reading(_) => false,
             Healing::Wanted(_) | Healing::Starved | Healing::AwaitingEnd => true,
         }
     }
@@ -479,7 +510,7 @@ impl Delivery {
                 exit_code,
                 sandbox_denied,
             } => {
-                self.exit_code = Some(exit_code);
+                self.ending().exit_code = Some(exit_code);
                 SessionEvent::Exited(Exited {
                     process_id: self.process_id.clone(),
                     seq,
@@ -490,7 +521,7 @@ impl Delivery {
             Granted::Closed => SessionEvent::Closed(Closed {
                 process_id: self.process_id.clone(),
                 seq,
-                exit_code: self.exit_code,
+                exit_code: self.ending.as_ref().and_then(|ending| ending.exit_code),
                 complete: !self.has_gap,
             }),
         }

@@ -54,7 +54,7 @@ impl Router {
     /// Removes the record of a process that has lost its session.
     pub(super) fn forget_record(&mut self, route: &mut Route, context: &Context<Self>) {
         if let Some(record) = route.record.take() {
-            self.remove_record(record, context);
+            self.remove_record(*record, context);
         }
     }
 
@@ -88,7 +88,7 @@ impl Handler<FindRecord> for Router {
             Some(route) => match &route.record {
                 None => Found::NotRecorded,
                 Some(record) => Found::Recorded {
-                    record: record.clone(),
+                    record: (**record).clone(),
                     // A pty echoes what is typed before the process has done anything.
                     is_written: route.delivery.has_begun() && !record.is_tty(),
                 },

@@ -6,7 +6,6 @@ use std::{hash::BuildHasher as _, mem};
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
-use tokio::time::Instant;
 
 use self::pages::Pages;
 use super::{
@@ -33,29 +32,30 @@ impl RouteKey {
 
 /// Where the events of one process go.
 ///
-/// Of thousands, none is in the cache when its next event comes: what each event needs lies side by side.
+/// Of thousands, none is in the cache when its next event comes: what each event needs lies side by side, in as few lines
+/// as can be.
 #[derive(Debug)]
-#[repr(C)]
+#[repr(C, align(64))]
 pub(crate) struct Route {
     pub(crate) session: Receiver,
     /// When something was last delivered to it, in turns of the router's.
     pub(crate) delivered_in: u64,
+    /// Whether its session is told what becomes of the connection.
+    pub(crate) hears_of_link: bool,
     /// Whether the server was heard of to know the process. Until then it may be that somebody is yet to
     /// start it.
     pub(crate) is_known: bool,
-    pub(crate) delivery: Delivery,
-    // What few events need.
-    key: RouteKey,
     /// Whether the server has not yet answered the start of the process.
     pub(crate) starting: bool,
     /// Whether it waits for its turn to read.
     pub(crate) is_queued: bool,
     /// Whether its session was told that the connection is lost, and is to be told when it is there again.
     pub(crate) is_interrupted: bool,
-    /// When it was last looked whether a process that has exited has ended.
-    pub(crate) end_checked: Option<Instant>,
+    pub(crate) delivery: Delivery,
+    // What few events need.
+    key: RouteKey,
     /// How helper processes find the process, if it was started for that.
-    pub(crate) record: Option<Record>,
+    pub(crate) record: Option<Box<Record>>,
 }
 
 /// So many bytes of a route are used by each event.
@@ -111,6 +111,7 @@ impl Routes {
         let delivery = Delivery::new(process_id, budget, session.overflow, after_seq);
         let place = self.routes.insert(Route {
             key,
+            hears_of_link: session.link_events,
             session: session.into(),
             delivery,
             delivered_in: 0,
@@ -118,7 +119,6 @@ impl Routes {
             is_known: after_seq > 0,
             is_queued: false,
             is_interrupted: false,
-            end_checked: None,
             record: None,
         });
         let place = Place { hash, place };
@@ -327,6 +327,13 @@ mod tests {
         assert!(routes.get_keyed(&"p".into(), old).is_none());
         assert!(routes.get_keyed(&"x".into(), new).is_none());
         assert!(routes.get_keyed(&"p".into(), new).is_some());
+    }
+
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn p4_a_route_takes_four_lines_of_the_cache_and_an_event_three_of_them() {
+        assert_eq!(size_of::<Option<Route>>(), 4 * cache::LINE);
+        assert_eq!(USED_FOR_EACH, 3 * cache::LINE);
     }
 
     /// Two process ids with the same hash.

@@ -355,23 +355,9 @@ impl Session {
         self
     }
 
-    /// Returns where its events go, or `None` if its actor has stopped.
-    pub(crate) fn reach(&self) -> Option<Reached<'_>> {
-        let recipient = match &self.holding {
-            Holding::Strong(recipient) => Cow::Borrowed(recipient),
-            Holding::Weak(recipient) => Cow::Owned(recipient.upgrade()?),
-            Holding::Queue(sender) => {
-                return (!sender.is_abandoned()).then_some(Reached::Queue(sender));
-            }
-        };
-        recipient
-            .connected()
-            .then_some(Reached::Recipient(recipient))
-    }
-
     /// Whether its actor has stopped.
     pub(crate) fn has_stopped(&self) -> bool {
-        self.reach().is_none()
+        self.holding.reach().is_none()
     }
 
     /// Has a router told when it stops, if it can be. Who has only an actor's address has to look.
@@ -383,19 +369,38 @@ impl Session {
 
     /// Whether nobody tells when it stops.
     pub(crate) fn stops_unnoticed(&self) -> bool {
-        match self.holding {
+        self.holding.stops_unnoticed()
+    }
+}
+
+impl Holding {
+    /// Returns where the events go, or `None` if the actor has stopped.
+    fn reach(&self) -> Option<Reached<'_>> {
+        let recipient = match self {
+            Holding::Strong(recipient) => Cow::Borrowed(recipient),
+            Holding::Weak(recipient) => Cow::Owned(recipient.upgrade()?),
+            Holding::Queue(sender) => {
+                return (!sender.is_abandoned()).then_some(Reached::Queue(sender));
+            }
+        };
+        recipient
+            .connected()
+            .then_some(Reached::Recipient(recipient))
+    }
+
+    fn stops_unnoticed(&self) -> bool {
+        match self {
             Holding::Strong(_) | Holding::Weak(_) => true,
             Holding::Queue(_) => false,
         }
     }
 }
 
-/// A session, as the router knows it on its thread.
+/// What the router needs of a session while it has a route, on its thread.
 #[derive(Debug)]
-#[repr(C)]
 pub(crate) struct Receiver {
-    session: Session,
-    /// Its queue, if it has one on this thread. Last, beside what else each event needs of a route.
+    holding: Holding,
+    /// Its queue, if it has one on this thread.
     local: Option<Rc<LocalQueue>>,
 }
 
@@ -405,7 +410,10 @@ impl From<Session> for Receiver {
             Holding::Queue(sender) => sender.local(),
             Holding::Strong(_) | Holding::Weak(_) => None,
         };
-        Receiver { session, local }
+        Receiver {
+            holding: session.holding,
+            local,
+        }
     }
 }
 
@@ -415,7 +423,7 @@ impl Receiver {
     pub(crate) fn reach(&self) -> Option<Reached<'_>> {
         match &self.local {
             Some(queue) => (!queue.is_abandoned()).then_some(Reached::Local(queue)),
-            None => self.session.reach(),
+            None => self.holding.reach(),
         }
     }
 
@@ -424,7 +432,7 @@ impl Receiver {
     pub(crate) fn send(&self, event: SessionEvent) -> bool {
         match &self.local {
             Some(queue) => queue.send(event),
-            None => match self.session.reach() {
+            None => match self.holding.reach() {
                 Some(reached) => {
                     reached.send(event);
                     true
@@ -441,7 +449,7 @@ impl Receiver {
 
     /// Whether nobody tells when it stops.
     pub(crate) fn stops_unnoticed(&self) -> bool {
-        self.session.stops_unnoticed()
+        self.holding.stops_unnoticed()
     }
 
     /// Fetches what the next event needs beside this.
@@ -449,7 +457,7 @@ impl Receiver {
         match &self.local {
             Some(queue) => cache::fetch_all(Rc::as_ptr(queue)),
             None => {
-                black_box(self.session.has_stopped());
+                black_box(self.holding.reach().is_some());
             }
         }
     }
@@ -461,11 +469,6 @@ impl Receiver {
         }
     }
 
-    /// Whether it is told what becomes of the connection.
-    pub(crate) fn hears_of_link(&self) -> bool {
-        self.session.link_events
-    }
-
     #[cfg(test)]
     pub(crate) fn local_queue(&self) -> &LocalQueue {
         self.local.as_ref().expect("its actor is on this thread")
@@ -473,7 +476,7 @@ impl Receiver {
 
     /// Gives back the memory of a flood that is over.
     pub(crate) fn shrink(&self) {
-        if let Holding::Queue(sender) = &self.session.holding {
+        if let Holding::Queue(sender) = &self.holding {
             sender.shrink();
         }
         if let Some(queue) = &self.local {

@@ -157,7 +157,7 @@ impl Handler<Shutdown> for Router {
                     .filter_map(|route| route.record.take())
                     .collect();
                 for record in records {
-                    self.remove_record(record, context);
+                    self.remove_record(*record, context);
                 }
             }
         }

@@ -268,7 +268,7 @@ impl Handler<Start> for Router {
         PendingStart(self.register(register, context).map(|key| {
             if let Some(route) = self.routes.get_keyed(&process_id, key) {
                 route.starting = true;
-                route.record = record;
+                route.record = record.map(Box::new);
                 if let Some(room) = room {
                     route.delivery.held_back(room);
                 }

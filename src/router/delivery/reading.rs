@@ -23,24 +23,27 @@ const MAX_TAIL_READS: u8 = 3;
 
 /// How far what is missing is from being read.
 #[derive(Debug)]
-#[repr(u8)]
 pub(super) enum Healing {
     /// Nothing has to be read: what is missing is on its way.
     Live,
     /// To be read as soon as it is this session's turn.
     Wanted(Scope),
     /// Being read.
-    Reading {
-        scope: Scope,
-        /// Keeps room for the answer.
-        reserved: Option<Permit>,
-        /// The highest push that had been dropped when it was asked.
-        dropped_to: u64,
-    },
+    Reading(Box<Reading>),
     /// To be read when the session has consumed.
     Starved,
     /// The answer cannot be understood without *exited* or *closed*, whose pushes are on their way.
     AwaitingEnd,
+}
+
+/// A read that is under way.
+#[derive(Debug)]
+pub(super) struct Reading {
+    scope: Scope,
+    /// Keeps room for the answer.
+    reserved: Option<Permit>,
+    /// The highest push that had been dropped when it was asked.
+    dropped_to: u64,
 }
 
 /// What a read is for.
@@ -101,11 +104,11 @@ impl Delivery {
             Scope::Dropped => (self.last_seq(), Some(self.room_to_read()?)),
         };
         self.reads += 1;
-        self.healing = Healing::Reading {
+        self.healing = Healing::Reading(Box::new(Reading {
             scope,
             dropped_to: self.dropped_to,
             reserved: max_bytes.and_then(|bytes| self.budget.take(bytes, usize::MAX)),
-        };
+        }));
         Some(WantedRead {
             number: self.reads,
             after_seq,
@@ -138,10 +141,7 @@ impl Delivery {
     /// The credit that is kept for the answer to a read.
     pub(super) fn reserved(&self) -> usize {
         match &self.healing {
-            Healing::Reading {
-                reserved: Some(permit),
-                ..
-            } => permit.bytes(),
+            Healing::Reading(reading) => reading.reserved.as_ref().map_or(0, Permit::bytes),
             _ => 0,
         }
     }
@@ -270,7 +270,7 @@ impl Delivery {
         if self.end_read(number).is_none() {
             return Progress::Open;
         }
-        if self.exit_seq.is_none() {
+        if !self.has_exited() {
             return Progress::Failed(self.fail(FailureReason::Forgotten));
         }
         let known_to = self.early.last_key_value().map_or(0, |(&seq, _)| seq);
@@ -289,11 +289,12 @@ impl Delivery {
             return None;
         }
         match mem::replace(&mut self.healing, Healing::Live) {
-            Healing::Reading {
-                scope,
-                reserved,
-                dropped_to,
-            } => {
+            Healing::Reading(reading) => {
+                let Reading {
+                    scope,
+                    reserved,
+                    dropped_to,
+                } = *reading;
                 if let Some(reserved) = reserved {
                     self.budget.cancel(reserved);
                 }
@@ -308,7 +309,7 @@ impl Delivery {
 
     /// Whether the read tells of an end whose place is not known.
     fn lacks_end(&self, read: &RetainedOutput) -> bool {
-        read.exited && self.exit_seq.is_none() || read.closed && self.closed_seq.is_none()
+        read.exited && !self.has_exited() || read.closed && !self.is_closed()
     }
 
     /// Whether something below `begin` has not come.
@@ -321,14 +322,14 @@ impl Delivery {
     /// *exited* the one that no chunk fills. If it is lost with output, it is put behind that.
     fn find_end(&mut self, read: &RetainedOutput) {
         let last = read.next_seq.saturating_sub(1);
-        if read.closed && self.closed_seq.is_none() && !self.is_filled(last, read) {
-            self.closed_seq = Some(last);
+        if read.closed && !self.is_closed() && !self.is_filled(last, read) {
+            self.ending().is_closed = true;
             self.keep(last, Granted::Closed);
         }
-        if let (true, None, Some(exit_code)) = (read.exited, self.exit_seq, read.exit_code)
+        if let (true, false, Some(exit_code)) = (read.exited, self.has_exited(), read.exit_code)
             && let Some(seq) = self.last_unfilled(read)
         {
-            self.exit_seq = Some(seq);
+            self.ending().has_exited = true;
             let sandbox_denied = read.sandbox_denied;
             self.keep(
                 seq,

@@ -1,5 +1,7 @@
 //! Deliveries, one event and one read at a time.
 
+use std::ops::Range;
+
 use super::{reading::WantedRead, *};
 use crate::{
     protocol::{OutputChunk, RetainedOutput},
@@ -550,6 +552,22 @@ fn p2_a_process_that_is_forgotten_has_ended_if_it_has_exited() {
         ),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn p2_the_end_of_a_process_that_has_exited_is_looked_for_again_and_again_with_patience() {
+    const PATIENCE: Duration = Duration::from_secs(35);
+    let begun = Instant::now();
+    let mut delivery = delivery();
+    let overdue = |delivery: &mut Delivery, seconds: Range<u64>| -> Vec<_> {
+        let is_overdue = |&seconds: &u64| {
+            delivery.is_end_overdue(begun + Duration::from_secs(seconds), PATIENCE)
+        };
+        seconds.filter(is_overdue).collect()
+    };
+    assert_eq!(overdue(&mut delivery, 0..200), [0; 0], "it has not exited");
+    run(&mut delivery, [(1, exited(7))]);
+    assert_eq!(overdue(&mut delivery, 200..300), [235, 270]);
 }
 
 #[test]
