@@ -52,7 +52,7 @@ pub(crate) fn decode(text: &[u8]) -> Option<Bytes> {
     }
 }
 
-/// How much is decoded at once in place: it stays in the cache until it is copied back.
+/// How much is decoded at once in place: what has to be copied is still in the cache then.
 const PIECE: usize = 64 << 10;
 
 /// Decodes standard base64 with padding where it lies, and returns how many bytes there are now. `None` if it
@@ -63,7 +63,7 @@ pub(crate) fn decode_in_place(text: &mut [u8]) -> Option<usize> {
 
 fn decode_by_pieces<const PIECE: usize>(text: &mut [u8]) -> Option<usize> {
     let length = decoded_len(text)?;
-    let mut decoded = vec![0; STANDARD.estimate_decoded_len(PIECE)];
+    let mut beside = vec![0; STANDARD.estimate_decoded_len(PIECE)];
     let (mut read, mut written) = (0, 0);
     while read < text.len() {
         let end = text.len().min(read + PIECE);
@@ -72,9 +72,17 @@ fn decode_by_pieces<const PIECE: usize>(text: &mut [u8]) -> Option<usize> {
         } else {
             PIECE / 4 * 3
         };
-        match STANDARD.decode_into(&text[read..end], &mut decoded) {
+        // Decoding makes room: the more is read, the more lies between that and what is written.
+        let (decoded, unread) = text.split_at_mut(read);
+        let piece = &unread[..end - read];
+        let room = &mut decoded[written..];
+        let is_room = room.len() >= beside.len();
+        let place = if is_room { room } else { &mut beside };
+        match STANDARD.decode_into(piece, place) {
             Ok(piece) if piece == whole => {
-                text[written..written + piece].copy_from_slice(&decoded[..piece]);
+                if !is_room {
+                    text[written..written + piece].copy_from_slice(&beside[..piece]);
+                }
                 written += piece;
                 read = end;
             }
