@@ -228,6 +228,28 @@ async fn a_refused_start_leaves_no_route_when_it_is_told() {
 }
 
 #[actix::test]
+async fn p2_a_session_is_told_what_comes_with_the_refusal_of_its_start() {
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let (session, recording) = Recorder::start_session();
+        let refused = spawn_start(&mux, "p", session);
+        let request = peer.expect("process/start").await;
+        let error = json!({"code": -32600, "message": "process p already exists"});
+        peer.send_at_once([
+            json!({"method": "process/exited", "params": {"processId": "p", "seq": 1, "exitCode": 7}}),
+            json!({"method": "process/closed", "params": {"processId": "p", "seq": 2}}),
+            json!({"id": request.id, "error": error}),
+        ])
+        .await;
+        let error = soon(refused).await.unwrap().unwrap_err();
+        assert!(matches!(error, StartError::Call(_)), "{error:?}");
+        let record = recording.record().await;
+        assert_eq!((record.exit_code(), record.last_seq), (7, 2));
+    })
+    .await;
+}
+
+#[actix::test]
 async fn p2_a_start_without_an_answer_fails_its_session_and_ends_its_process() {
     checked(async {
         pause();
@@ -553,6 +575,46 @@ async fn p5_a_session_that_lags_is_healed_when_it_consumes_and_others_do_not_not
                 SessionEvent::Output(output) => assert_eq!(output.seq, seq),
                 other => panic!("{other:?}"),
             }
+        }
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p2_an_end_that_comes_with_the_refusal_of_a_read_is_told() {
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let (tap, mut events) = Tap::start_session();
+        start(&mux, &mut peer, "p", Session::from(tap.recipient()).budget(2500)).await;
+        for seq in 1..=3 {
+            peer.output("p", seq, "stdout", &"x".repeat(1000)).await;
+        }
+        for seq in 1..=2 {
+            match events.next().await.unwrap() {
+                SessionEvent::Output(output) => assert_eq!(output.seq, seq),
+                other => panic!("{other:?}"),
+            }
+        }
+        let read = peer.expect("process/read").await;
+        assert_eq!(read.params["afterSeq"], 2);
+        let error = json!({"code": -32600, "message": "unknown process id p"});
+        peer.send_at_once([
+            json!({"method": "process/exited", "params": {"processId": "p", "seq": 4, "exitCode": 7}}),
+            json!({"method": "process/closed", "params": {"processId": "p", "seq": 5}}),
+            json!({"id": read.id, "error": error}),
+        ])
+        .await;
+        match events.next().await.unwrap() {
+            SessionEvent::Gap(gap) => assert_eq!((gap.after_seq, gap.before_seq), (2, 4)),
+            other => panic!("{other:?}"),
+        }
+        match events.next().await.unwrap() {
+            SessionEvent::Exited(exited) => assert_eq!((exited.seq, exited.exit_code), (4, 7)),
+            other => panic!("{other:?}"),
+        }
+        match events.next().await.unwrap() {
+            SessionEvent::Closed(closed) => assert!(closed.seq == 5 && !closed.complete),
+            other => panic!("{other:?}"),
         }
     })
     .await;

@@ -9,7 +9,7 @@ use log::debug;
 
 use super::{
     outgoing::Outgoing,
-    pending::{Entry, Pending, RequestId},
+    pending::{Entry, Pending, ReplySlot, RequestId},
 };
 use crate::{
     error::{CallError, JsonError},
@@ -20,8 +20,16 @@ use crate::{
 pub(super) struct Calls {
     pub(super) pending: RefCell<Pending>,
     outgoing: Outgoing,
+    /// Answers that have come, and follow the notifications that have come with them.
+    postponed: RefCell<Vec<Postponed>>,
     unknown_answers: Cell<u64>,
     connection_errors: Cell<u64>,
+}
+
+/// An answer, and who gets it.
+struct Postponed {
+    slot: Box<dyn ReplySlot>,
+    outcome: Result<String, CallError>,
 }
 
 impl Calls {
@@ -29,6 +37,7 @@ impl Calls {
         Calls {
             pending: RefCell::new(pending),
             outgoing,
+            postponed: RefCell::default(),
             unknown_answers: Cell::new(0),
             connection_errors: Cell::new(0),
         }
@@ -39,27 +48,56 @@ impl Calls {
         let Some(Entry { method, slot, .. }) = self.take_answered(id) else {
             return;
         };
-        slot.resolve(result.ok_or_else(|| CallError::InvalidResponse {
+        let outcome = result.ok_or_else(|| CallError::InvalidResponse {
             method,
             source: JsonError::new("it has neither result nor error"),
-        }));
+        });
+        self.hand_over(slot, outcome);
     }
 
     /// Hands over a result that is what a file holds, decoded already.
     pub(super) fn succeed_with_file(&self, id: RequestId, file: FileContent) {
-        if let Some(entry) = self.take_answered(id) {
-            entry.slot.resolve_file(file);
+        match self.take_answered(id) {
+            Some(entry) if entry.slot.follows_notifications() => {
+                self.hand_over(entry.slot, Ok(&file.to_json()));
+            }
+            Some(entry) => entry.slot.resolve_file(file),
+            None => {}
         }
     }
 
     /// Hands over the server's refusal.
     pub(super) fn reject(&self, id: RequestId, error: ErrorObject) {
         if let Some(Entry { method, slot, .. }) = self.take_answered(id) {
-            slot.resolve(Err(CallError::Rejected {
+            let rejection = CallError::Rejected {
                 method,
                 code: error.code,
                 message: error.message,
-            }));
+            };
+            self.hand_over(slot, Err(rejection));
+        }
+    }
+
+    fn hand_over(&self, slot: Box<dyn ReplySlot>, outcome: Result<&str, CallError>) {
+        if slot.follows_notifications() {
+            let outcome = outcome.map(str::to_owned);
+            self.postponed
+                .borrow_mut()
+                .push(Postponed { slot, outcome });
+        } else {
+            slot.resolve(outcome);
+        }
+    }
+
+    /// Hands over what has waited until the notifications before it were on their way.
+    pub(super) fn hand_over_postponed(&self) {
+        // Not borrowed while a slot resolves.
+        let postponed = self.postponed.take();
+        for Postponed { slot, outcome } in postponed {
+            match outcome {
+                Ok(json) => slot.resolve(Ok(&json)),
+                Err(error) => slot.resolve(Err(error)),
+            }
         }
     }
 

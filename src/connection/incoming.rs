@@ -90,9 +90,7 @@ impl Reading {
         let mut notifications = Notifications::default();
         loop {
             let cut = self.cut(&mut notifications);
-            self.hearing.is_delivering.set(true);
             let delivered = self.deliver(&mut notifications).await;
-            self.hearing.is_delivering.set(false);
             if let Err(reason) = delivered.and(cut) {
                 return reason;
             }
@@ -178,6 +176,7 @@ impl Reading {
     /// whose calls were answered have their turn meanwhile.
     async fn deliver(&self, notifications: &mut Notifications) -> Result<(), DisconnectReason> {
         if notifications.is_empty() {
+            self.calls.hand_over_postponed();
             task::yield_now().await;
             return Ok(());
         }
@@ -186,8 +185,13 @@ impl Reading {
             .events
             .upgrade()
             .map(|events: Recipient<_>| events.send(event));
+        // In the mailbox, or nobody's any more: now what follows them.
+        self.calls.hand_over_postponed();
         if let Some(taken) = taken {
-            *notifications = taken.await.map_err(|_| DisconnectReason::Closed)?;
+            self.hearing.is_delivering.set(true);
+            let taken = taken.await;
+            self.hearing.is_delivering.set(false);
+            *notifications = taken.map_err(|_| DisconnectReason::Closed)?;
         }
         Ok(())
     }

@@ -38,6 +38,11 @@ pub(crate) trait ReplySlot {
     /// Whether nobody waits for the answer any more.
     fn is_abandoned(&self) -> bool;
 
+    /// Whether who gets the answer must have the notifications first that came before it.
+    fn follows_notifications(&self) -> bool {
+        false
+    }
+
     /// Notes that the request is made again, on another link, as the answer was lost for this reason:
     /// the server may have carried it out before.
     fn repeated(&mut self, reason: &DisconnectReason) {

@@ -116,6 +116,10 @@ impl ReplySlot for ReadSlot {
     fn is_abandoned(&self) -> bool {
         false
     }
+
+    fn follows_notifications(&self) -> bool {
+        true
+    }
 }
 
 impl Router {

@@ -217,6 +217,10 @@ impl ReplySlot for StartSlot {
     fn repeated(&mut self, reason: &DisconnectReason) {
         self.repeated = Some(reason.clone());
     }
+
+    fn follows_notifications(&self) -> bool {
+        true
+    }
 }
 
 /// Where the answer goes to whether a process exists whose start was refused the second time.
@@ -245,6 +249,10 @@ impl ReplySlot for ExistsSlot {
 
     fn is_abandoned(&self) -> bool {
         false
+    }
+
+    fn follows_notifications(&self) -> bool {
+        true
     }
 }
 

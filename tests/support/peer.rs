@@ -214,6 +214,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
             .await;
     }
 
+    /// Sends messages that the client gets with one read.
+    pub async fn send_at_once(&mut self, messages: impl IntoIterator<Item = Value>) {
+        let mut frames = Vec::new();
+        for message in messages {
+            frames.extend_from_slice(&frame(ws::Message::Text(message.to_string().into())));
+        }
+        self.bytes(&frames).await;
+    }
+
     pub async fn message(&mut self, message: ws::Message) {
         self.bytes(&frame(message)).await;
     }
