@@ -84,7 +84,8 @@ pub use crate::error::InvalidRequest;
 pub trait Method: Send + 'static {
     /// Its name on the wire.
     const NAME: &'static str;
-    /// What the server answers with.
+    /// What the server answers with. It is decoded on the thread of the connection; if that panics, the call ends as
+    /// [`InvalidResponse`](crate::CallError::InvalidResponse).
     type Response: DeserializeOwned + Send + 'static;
     /// What is done when the connection is lost before the answer has come. By default the call ends
     /// as [`OutcomeUnknown`](crate::CallError::OutcomeUnknown).

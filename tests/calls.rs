@@ -3,11 +3,16 @@
 
 mod support;
 
-use std::{pin::pin, time::Duration};
+use std::{
+    pin::pin,
+    sync::Arc,
+    task::{Context, Wake, Waker},
+    time::Duration,
+};
 
 use actix_http::ws;
 use execmux::{
-    Call, CallError, Mux,
+    Call, CallError, DisconnectReason, Mux,
     protocol::{
         ErrorCode, Interrupt, InvalidRequest, Method, Params, ReadFile, ReadProcess, Terminate,
         Terminated,
@@ -166,6 +171,42 @@ async fn p10_a_response_that_panics_fails_its_call_only() {
         let request = peer.request().await;
         peer.answer(&request, json!({"running": true})).await;
         assert!(soon(call).await.unwrap().unwrap().running);
+    })
+    .await;
+}
+
+/// Wakes nobody.
+struct Hostile;
+
+impl Wake for Hostile {
+    fn wake(self: Arc<Self>) {
+        panic!("hostile")
+    }
+}
+
+#[actix::test]
+async fn p7_a_caller_that_panics_when_it_is_woken_leaves_nobody_waiting() {
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let mut hostile = pin!(mux.call(Interrupt::new("p")));
+        let waker = Waker::from(Arc::new(Hostile));
+        assert!(
+            hostile
+                .as_mut()
+                .poll(&mut Context::from_waker(&waker))
+                .is_pending()
+        );
+        let request = peer.expect("process/signal").await;
+        let call = spawn_terminate(&mux, "p");
+        peer.expect("process/terminate").await;
+        peer.answer(&request, json!({})).await;
+        match soon(call).await.unwrap().unwrap_err() {
+            CallError::Disconnected {
+                reason: DisconnectReason::ReadFailed(error),
+                ..
+            } => assert!(error.to_string().contains("panics"), "{error}"),
+            other => panic!("{other:?}"),
+        }
     })
     .await;
 }

@@ -1,6 +1,15 @@
 //! The task that reads: answers calls as their answers come, and hands notifications over in batches.
 
-use std::{cell::Cell, mem, pin::Pin, rc::Rc};
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    io, mem,
+    panic::{self, AssertUnwindSafe},
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+};
 
 use actix::{Recipient, WeakAddr, WeakRecipient};
 use bytes::Bytes;
@@ -58,7 +67,20 @@ pub(crate) struct Hearing {
 
 impl Reading {
     pub(crate) async fn run(mut self) {
-        let reason = self.read().await;
+        let reason = {
+            let mut reading = pin!(self.read());
+            poll_fn(|context| {
+                // Callers are woken here, and what they no longer want is dropped: with a panic of theirs, nobody
+                // would read any more, and nobody know.
+                let read = AssertUnwindSafe(|| reading.as_mut().poll(context));
+                panic::catch_unwind(read).unwrap_or_else(|_| {
+                    let error = io::Error::other("who is given an answer panics");
+                    Poll::Ready(DisconnectReason::ReadFailed(Arc::new(error)))
+                })
+            })
+            .await
+        };
+        self.calls.hand_over_postponed();
         if let Some(connection) = self.connection.upgrade() {
             connection.do_send(LinkEnded {
                 link: self.link,
