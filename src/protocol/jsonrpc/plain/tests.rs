@@ -434,7 +434,7 @@ fn p10_the_ways_agree_on_each_change_of_one_byte() {
 }
 
 #[test]
-fn files_in_other_forms_take_the_general_way() {
+fn files_and_results_in_other_forms_take_the_general_way() {
     for text in [
         r#"{"id":7,"result":{"dataBase64":"aGk="},"x":1}"#,
         r#"{"id":7,"result":{"dataBase64":"aGk=","eof":1.5}}"#,
@@ -443,6 +443,7 @@ fn files_in_other_forms_take_the_general_way() {
         r#"{"result":{"dataBase64":"aGk="},"id":7}"#,
         r#"{"id":"7","result":{"dataBase64":"aGk="}}"#,
         r#"{"id":7,"result":{"dataBase64":["aGk"}}}"#,
+        r#"{"id":7,"result":{"a":1.5,"a":1}}"#,
     ] {
         assert_ne!(fuzzing::message(text.as_bytes()), Way::Short, "{text}");
     }
