@@ -1,4 +1,5 @@
-//! The connection actor: owns the WebSocket and the table of calls that wait for an answer.
+//! The connection actor: owns the WebSocket, and shares the table of calls that wait for an answer with the task that
+//! reads.
 //!
 //! | message | answer | sent by |
 //! | --- | --- | --- |

@@ -19,7 +19,7 @@ impl Message for TurnOver {
     type Result = ();
 }
 
-/// So many routes stay in the cache from one batch to the next: half a KiB each.
+/// So many routes stay in the cache from one batch to the next: 256 bytes each.
 const CACHED_ROUTES: usize = 500;
 
 /// So many are fetched together: few enough to be in the nearest cache when their turn comes.
