@@ -8,7 +8,7 @@ use std::{io::Write as _, iter};
 use bytes::{Bytes, BytesMut};
 
 use crate::{
-    connection::frame::{Decoder, Message},
+    connection::frame::{Arrival, ArrivingFile, Decoder, Message},
     protocol::{
         FileContent, Notification, ProcessEvent, Stream, base64,
         jsonrpc::{self, Id, Incoming, PlainOutput},
@@ -83,11 +83,44 @@ pub fn message(text: &[u8]) -> Way {
 /// Reads a file by the short way for small ones and by that for large ones, which have to agree.
 fn file(text: &[u8]) -> Option<(i64, Bytes)> {
     let small = jsonrpc::plain_file(text);
-    match jsonrpc::plain_file_in_place(text.into()) {
-        Ok(large) => assert!(small.as_ref() == Some(&large), "{}", text.escape_ascii()),
-        Err(left) => assert!(small.is_none() && left == text, "{}", text.escape_ascii()),
+    for piece in [1, 7, 64, text.len()] {
+        match arriving(text, piece) {
+            Ok(large) => assert!(small == large, "{}", text.escape_ascii()),
+            Err(left) => assert!(small.is_none() && left == text, "{}", text.escape_ascii()),
+        }
     }
     small
+}
+
+/// Reads a file that comes in such pieces; gives back the text if it is something else.
+fn arriving(text: &[u8], piece: usize) -> Result<Option<(i64, Bytes)>, BytesMut> {
+    let (come, mut rest) = text.split_at(text.len().min(ArrivingFile::TELLING.max(piece)));
+    let mut buffer = BytesMut::from(come);
+    let Some(mut file) = ArrivingFile::begin(0, text.len(), &mut buffer) else {
+        buffer.extend_from_slice(rest);
+        return Err(buffer);
+    };
+    loop {
+        match file.take(&mut buffer) {
+            Arrival::Whole(id, content) => {
+                assert!(
+                    buffer.is_empty() && rest.is_empty(),
+                    "{}",
+                    text.escape_ascii()
+                );
+                return Ok(Some((id, content)));
+            }
+            Arrival::Other => {
+                buffer.extend_from_slice(rest);
+                return Err(buffer);
+            }
+            Arrival::Partial(partial) => file = partial,
+        }
+        let (come, behind) = rest.split_at(rest.len().min(piece));
+        assert!(!come.is_empty(), "all has come: {}", text.escape_ascii());
+        buffer.extend_from_slice(come);
+        rest = behind;
+    }
 }
 
 /// Whether a result is read by the short way, which has to agree with the general one.
@@ -231,6 +264,7 @@ pub fn frames(bytes: &[u8]) {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
     Text(Bytes),
+    File(i64, Bytes),
     Binary(usize),
     Ping(Bytes),
     Pong,
@@ -260,9 +294,8 @@ pub(crate) fn read(
         buffer.extend_from_slice(read);
         let before = cut.len();
         loop {
-            let takes = cut.len() % 2 == 0;
             match decoder.decode(&mut buffer) {
-                Ok(Some(message)) => cut.push(checked(message, takes)),
+                Ok(Some(message)) => cut.push(copied(message)),
                 Ok(None) => break,
                 Err(reason) => {
                     cut.push(Cut::Violation(reason.to_string()));
@@ -291,17 +324,14 @@ pub(crate) fn read(
     cut
 }
 
-/// Looks at a text, and also takes it out if `takes`.
-fn checked(message: Message<'_>, takes: bool) -> Cut {
+/// Copies a message.
+fn copied(message: Message<'_>) -> Cut {
     match message {
         Message::Text(text) => {
-            let payload = Bytes::copy_from_slice(text.bytes());
-            if takes {
-                assert_eq!(text.as_str().ok(), str::from_utf8(&payload).ok());
-                assert_eq!(text.into_bytes(), payload);
-            }
-            Cut::Text(payload)
+            assert_eq!(text.as_str().ok(), str::from_utf8(text.bytes()).ok());
+            Cut::Text(Bytes::copy_from_slice(text.bytes()))
         }
+        Message::File { id, content } => Cut::File(id, content),
         Message::Binary { size } => Cut::Binary(size),
         Message::Ping(payload) => Cut::Ping(payload),
         Message::Pong => Cut::Pong,

@@ -2,25 +2,40 @@
 //!
 //! The codec of awc looks at a frame's size only when the whole frame is in memory, hands out
 //! fragments and does not check text. This one refuses a frame from its header, joins fragments
-//! under the same cap and checks UTF-8. The tests compare it with awc's.
+//! under the same cap, checks UTF-8, and decodes a large file as it comes. The tests compare it with awc's.
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    ops::ControlFlow,
+};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::error::DisconnectReason;
 
+mod arriving;
 #[cfg(test)]
 mod pieces;
+
+pub(crate) use self::arriving::{Arrival, ArrivingFile};
 
 /// A message of the peer, whole.
 #[derive(Debug)]
 pub(crate) enum Message<'b> {
     Text(Text<'b>),
-    Binary { size: usize },
+    /// What a file holds, and the id of the request that asked for it, out of a large text.
+    File {
+        id: i64,
+        content: Bytes,
+    },
+    Binary {
+        size: usize,
+    },
     Ping(Bytes),
     Pong,
-    Close { code: Option<u16> },
+    Close {
+        code: Option<u16>,
+    },
 }
 
 /// The payload of a text message, not yet checked to be UTF-8.
@@ -63,14 +78,6 @@ impl Text<'_> {
         }
     }
 
-    /// Takes it out of the buffer without a copy.
-    pub(crate) fn into_bytes(self) -> BytesMut {
-        match self {
-            Text::InBuffer(mut front) => front.split(),
-            Text::Joined(joined) => joined,
-        }
-    }
-
     /// Checks it, where it lies.
     pub(crate) fn as_str(&self) -> Result<&str, DisconnectReason> {
         str::from_utf8(self.bytes()).map_err(|_| DisconnectReason::InvalidUtf8)
@@ -80,20 +87,6 @@ impl Text<'_> {
 impl Front<'_> {
     fn bytes(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
-    }
-
-    fn split(&mut self) -> BytesMut {
-        let (start, end) = (self.start, std::mem::take(&mut self.end));
-        let mut payload = if end <= KEPT_CAPACITY {
-            self.buffer.split_to(end)
-        } else {
-            // What comes after it does not keep its memory.
-            let rest = BytesMut::from(&self.buffer[end..]);
-            std::mem::replace(self.buffer, rest)
-        };
-        payload.truncate(end);
-        payload.advance(start);
-        payload
     }
 }
 
@@ -119,6 +112,14 @@ pub(crate) struct Decoder {
     max_message_size: usize,
     /// The beginning of a fragmented message: whether it is text, and what has come of it.
     fragments: Option<(Opcode, BytesMut)>,
+    /// What a large frame is of which not all has come.
+    large: Option<Large>,
+}
+
+#[derive(Debug)]
+enum Large {
+    File(ArrivingFile),
+    Other,
 }
 
 /// The header of a frame: what it is, and where its payload lies.
@@ -134,6 +135,7 @@ impl Decoder {
         Decoder {
             max_message_size,
             fragments: None,
+            large: None,
         }
     }
 
@@ -143,8 +145,16 @@ impl Decoder {
         &mut self,
         buffer: &'b mut BytesMut,
     ) -> Result<Option<Message<'b>>, DisconnectReason> {
+        if self.large.is_some()
+            && let ControlFlow::Break(message) = self.go_on(buffer)
+        {
+            return Ok(message);
+        }
         while let Some(header) = self.header(buffer)? {
             if buffer.len() - header.payload_start < header.payload_len {
+                if header.payload_len > KEPT_CAPACITY {
+                    self.begin(&header, buffer);
+                }
                 return Ok(None);
             }
             let is_whole = header.fin && self.fragments.is_none();
@@ -171,9 +181,54 @@ impl Decoder {
         Ok(None)
     }
 
-    /// Returns how many bytes the frame at the front of `buffer` still lacks, as far as its header
-    /// tells.
+    /// Finds out what a large frame is of which not all has come.
+    #[cold]
+    fn begin(&mut self, header: &Header, buffer: &mut BytesMut) {
+        let Header {
+            fin,
+            opcode,
+            payload_start,
+            payload_len,
+        } = *header;
+        if buffer.len() - payload_start < ArrivingFile::TELLING {
+            return;
+        }
+        let is_text = fin && opcode == Opcode::Text && self.fragments.is_none();
+        let file = is_text.then(|| ArrivingFile::begin(payload_start, payload_len, buffer));
+        self.large = match file.flatten().map(|file| file.take(buffer)) {
+            Some(Arrival::Partial(file)) => Some(Large::File(file)),
+            _ => Some(Large::Other),
+        };
+    }
+
+    /// Goes on with a large frame, as long as it is not what is read as all others are.
+    #[cold]
+    fn go_on(&mut self, buffer: &mut BytesMut) -> ControlFlow<Option<Message<'static>>> {
+        if let Some(Large::File(file)) = self.large.take() {
+            match file.take(buffer) {
+                Arrival::Partial(file) => {
+                    self.large = Some(Large::File(file));
+                    return ControlFlow::Break(None);
+                }
+                Arrival::Whole(id, content) => {
+                    return ControlFlow::Break(Some(Message::File { id, content }));
+                }
+                Arrival::Other => {}
+            }
+        }
+        if self.missing(buffer) == 0 {
+            return ControlFlow::Continue(());
+        }
+        self.large = Some(Large::Other);
+        ControlFlow::Break(None)
+    }
+
+    /// Returns how many bytes the frame at the front of `buffer` still lacks, as far as its header tells, if it has to
+    /// be there as a whole.
     pub(crate) fn missing(&self, buffer: &[u8]) -> usize {
+        if let Some(Large::File(_)) = self.large {
+            return 0;
+        }
         match self.header(buffer) {
             Ok(Some(header)) => header
                 .payload_len
@@ -185,7 +240,7 @@ impl Decoder {
 
     /// Whether something of a message has come that is not whole.
     pub(crate) fn is_within_message(&self) -> bool {
-        self.fragments.is_some()
+        self.fragments.is_some() || self.large.is_some()
     }
 
     /// How much has come of a message in fragments.

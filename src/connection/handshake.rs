@@ -14,8 +14,8 @@ use super::{
 use crate::{
     error::{ConnectError, DisconnectReason, InvalidRequest},
     protocol::{
-        Capabilities, Dialect, EnvironmentInfo, Generation, Interrupt, Method, PathSpelling,
-        ReadEnvironmentInfo, SessionId,
+        Capabilities, Dialect, EnvironmentInfo, FileContent, Generation, Interrupt, Method,
+        PathSpelling, ReadEnvironmentInfo, SessionId,
         jsonrpc::{self, ErrorObject, Id, Incoming},
     },
 };
@@ -179,6 +179,11 @@ enum Heard {
 fn hear(message: Message<'_>) -> Result<Heard, DisconnectReason> {
     match message {
         Message::Text(text) => Ok(Heard::Text(text.as_str()?.to_owned())),
+        // Of no use here, but an answer as any other.
+        Message::File { id, content } => {
+            let result = FileContent { content }.to_json();
+            Ok(Heard::Text(format!(r#"{{"id":{id},"result":{result}}}"#)))
+        }
         Message::Binary { size } => Err(DisconnectReason::BinaryMessage { size }),
         Message::Ping(payload) => Ok(Heard::Ping(payload)),
         Message::Pong => Ok(Heard::Pong),

@@ -12,7 +12,6 @@ use std::{
 };
 
 use actix::{Recipient, WeakAddr, WeakRecipient};
-use bytes::Bytes;
 use log::debug;
 use serde_json::value::RawValue;
 use tokio::{
@@ -24,7 +23,7 @@ use tokio::{
 use super::{
     Connection, ConnectionEvent, LinkEnded,
     calls::Calls,
-    frame::{KEPT_CAPACITY, Message, Text},
+    frame::{Message, Text},
     outgoing::Answers,
     pending::after,
     socket::MessageReader,
@@ -183,6 +182,11 @@ impl Reading {
         while let Some(message) = self.reader.next()? {
             match message {
                 Message::Text(text) => receivers.hand_over(text)?,
+                Message::File { id, content } => {
+                    receivers
+                        .calls
+                        .succeed_with_file(id, FileContent { content });
+                }
                 Message::Binary { size } => {
                     return Err(DisconnectReason::BinaryMessage { size });
                 }
@@ -219,15 +223,6 @@ impl Reading {
     }
 }
 
-/// Takes a text for what a file holds, or gives it back.
-fn plain_file(text: Text<'_>) -> Result<(i64, Bytes), Text<'_>> {
-    if text.bytes().len() > KEPT_CAPACITY {
-        // Its buffer is not used for anything else.
-        return jsonrpc::plain_file_in_place(text.into_bytes()).map_err(Text::Joined);
-    }
-    jsonrpc::plain_file(text.bytes()).ok_or(text)
-}
-
 /// Who gets what is in a message.
 struct Receivers<'r> {
     notifications: &'r mut Notifications,
@@ -256,13 +251,10 @@ impl Receivers<'_> {
     /// Hands over what is no output in its usual form.
     #[inline(never)]
     fn hand_over_other(&mut self, text: Text<'_>) -> Result<(), DisconnectReason> {
-        let text = match plain_file(text) {
-            Ok((id, content)) => {
-                self.calls.succeed_with_file(id, FileContent { content });
-                return Ok(());
-            }
-            Err(text) => text,
-        };
+        if let Some((id, content)) = jsonrpc::plain_file(text.bytes()) {
+            self.calls.succeed_with_file(id, FileContent { content });
+            return Ok(());
+        }
         let text = text.as_str()?;
         if let Some((id, result)) = jsonrpc::plain_result(text.as_bytes()) {
             self.calls.succeed(id, Some(&text[result]));

@@ -15,6 +15,7 @@ fn served(message: ws::Message) -> BytesMut {
 #[derive(Debug, PartialEq, Eq)]
 enum Decoded {
     Text(String),
+    File(i64, Bytes),
     Binary(usize),
     Ping(Bytes),
     Pong,
@@ -30,6 +31,7 @@ fn decode_next(
     };
     Ok(Some(match message {
         Message::Text(text) => Decoded::Text(text.as_str()?.to_owned()),
+        Message::File { id, content } => Decoded::File(id, content),
         Message::Binary { size } => Decoded::Binary(size),
         Message::Ping(payload) => Decoded::Ping(payload),
         Message::Pong => Decoded::Pong,
@@ -192,20 +194,135 @@ fn a_message_goes_off_the_buffer_whether_it_was_taken_or_only_looked_at() {
 #[test]
 fn a_large_message_leaves_the_rest_a_buffer_of_its_own() {
     let large = text(KEPT_CAPACITY + 1);
-    for is_taken in [true, false] {
-        let mut buffer = served(ws::Message::Text(large.clone().into()));
-        buffer.extend_from_slice(&[0x81, 5, b'a']);
-        let mut decoder = Decoder::new(2 * KEPT_CAPACITY);
-        match decoder.decode(&mut buffer).unwrap() {
-            Some(Message::Text(text)) if is_taken => {
-                assert!(text.into_bytes() == large.as_bytes());
-            }
-            Some(Message::Text(text)) => assert!(text.bytes() == large.as_bytes()),
-            other => panic!("{other:?}"),
-        }
-        assert_eq!(buffer[..], [0x81, 5, b'a']);
-        assert!(buffer.capacity() < 1024, "{}", buffer.capacity());
+    let mut buffer = served(ws::Message::Text(large.clone().into()));
+    buffer.extend_from_slice(&[0x81, 5, b'a']);
+    let mut decoder = Decoder::new(2 * KEPT_CAPACITY);
+    match decoder.decode(&mut buffer).unwrap() {
+        Some(Message::Text(text)) => assert!(text.bytes() == large.as_bytes()),
+        other => panic!("{other:?}"),
     }
+    assert_eq!(buffer[..], [0x81, 5, b'a']);
+    assert!(buffer.capacity() < 1024, "{}", buffer.capacity());
+}
+
+/// Cuts messages out of what comes in such reads, and returns them with the most that was in the buffer.
+fn decode_in_reads(sent: &[u8], lengths: &[usize]) -> (Vec<Decoded>, usize) {
+    let mut decoder = Decoder::new(16 << 20);
+    let mut buffer = BytesMut::new();
+    let (mut messages, mut most) = (Vec::new(), 0);
+    let mut rest = sent;
+    for &length in lengths.iter().cycle() {
+        let (read, behind) = rest.split_at(rest.len().min(length));
+        rest = behind;
+        buffer.extend_from_slice(read);
+        most = most.max(buffer.len());
+        while let Some(message) = decode_next(&mut decoder, &mut buffer).unwrap() {
+            messages.push(message);
+        }
+        if rest.is_empty() {
+            assert!(buffer.is_empty() && !decoder.is_within_message());
+            return (messages, most);
+        }
+    }
+    unreachable!("it has ended");
+}
+
+/// The answer to a request for a file.
+fn file_answer(id: i64, content: &[u8]) -> String {
+    let base64 = base64_simd::STANDARD.encode_to_string(content);
+    format!(r#"{{"id":{id},"result":{{"dataBase64":"{base64}"}}}}"#)
+}
+
+#[test]
+fn p4_a_large_file_is_decoded_as_it_comes_and_what_is_none_comes_as_it_is() {
+    for extra in 0..3 {
+        let content: Vec<u8> = (0..KEPT_CAPACITY + extra)
+            .map(|n| (n % 251) as u8)
+            .collect();
+        let file = file_answer(7, &content);
+        let mut broken = file.clone();
+        broken.replace_range(700_000..700_001, "!");
+        let with_more = file.replace(r#""}}"#, r#"","x":1}}"#);
+        let mut said = Vec::new();
+        for text in [
+            &broken,
+            &file,
+            "a",
+            &file,
+            &with_more,
+            &text(2 << 20),
+            &file,
+        ] {
+            said.extend_from_slice(&served(ws::Message::Text(text.to_owned().into())));
+        }
+        let file = || Decoded::File(7, content.clone().into());
+        let text = |text: &str| Decoded::Text(text.to_owned());
+        let expected = [
+            text(&broken),
+            file(),
+            text("a"),
+            file(),
+            text(&with_more),
+            text(&super::tests::text(2 << 20)),
+            file(),
+        ];
+        for lengths in [&[100_000][..], &[1, 2, 3, 5, 40_000, 61], &[300_001, 3]] {
+            let (messages, _) = decode_in_reads(&said, lengths);
+            assert!(
+                messages == expected,
+                "in reads of {lengths:?}, {extra} more"
+            );
+        }
+    }
+}
+
+#[test]
+fn p4_of_the_base64_of_a_large_file_nothing_is_kept() {
+    let file = served(ws::Message::Text(
+        file_answer(7, &vec![b'x'; 4 << 20]).into(),
+    ));
+    let (_, most) = decode_in_reads(&file, &[100_000]);
+    assert!(most <= 100_003, "{most} bytes in the buffer");
+}
+
+#[test]
+fn a_large_file_is_known_however_little_comes_of_it_at_first() {
+    let content = vec![b'x'; 2 << 20];
+    let file = served(ws::Message::Text(file_answer(7, &content).into()));
+    for first in 1..100 {
+        let (messages, _) = decode_in_reads(&file, &[first, file.len() / 2]);
+        assert!(messages == [Decoded::File(7, content.clone().into())]);
+    }
+}
+
+#[test]
+fn only_a_text_in_one_frame_is_a_large_file() {
+    let text = file_answer(7, &vec![b'x'; 2 << 20]);
+    let binary = served(ws::Message::Binary(text.clone().into()));
+    let (messages, _) = decode_in_reads(&binary, &[100_000]);
+    assert_eq!(messages, [Decoded::Binary(text.len())]);
+    let mut fragments = b"\x01\x01a".to_vec();
+    fragments.extend_from_slice(&served(ws::Message::Text(text.clone().into())));
+    fragments[3] = 0x80;
+    let (messages, _) = decode_in_reads(&fragments, &[100_000]);
+    assert!(messages == [Decoded::Text(format!("a{text}"))]);
+    let mut fragments = served(ws::Message::Text(text.clone().into())).to_vec();
+    fragments[0] = 0x01;
+    fragments.extend_from_slice(b"\x80\x01a");
+    let (messages, _) = decode_in_reads(&fragments, &[100_000]);
+    assert!(messages == [Decoded::Text(format!("{text}a"))]);
+}
+
+#[test]
+fn a_large_file_that_is_cut_off_is_within_a_message() {
+    let file = served(ws::Message::Text(
+        file_answer(7, &vec![b'x'; 4 << 20]).into(),
+    ));
+    let mut decoder = Decoder::new(16 << 20);
+    let mut buffer = BytesMut::from(&file[..400_010]);
+    assert_eq!(decode_next(&mut decoder, &mut buffer).unwrap(), None);
+    assert!(buffer.len() < 4 && decoder.is_within_message());
+    assert_eq!(decoder.missing(&buffer), 0);
 }
 
 #[test]
@@ -278,4 +395,22 @@ fn a_long_message_goes_out_in_fragments_that_servers_accept() {
 fn masks_differ_from_frame_to_frame() {
     let mut encoder = Encoder::default();
     assert_ne!(encoder.mask(), encoder.mask());
+}
+
+#[test]
+fn p10_what_is_no_file_after_all_is_not_tried_again() {
+    let mut text = file_answer(7, &vec![b'x'; 2 << 20]);
+    text.replace_range(700_000..700_001, "!");
+    let frame = served(ws::Message::Text(text.into()));
+    let mut decoder = Decoder::new(16 << 20);
+    let mut buffer = BytesMut::from(&frame[..700_100]);
+    assert_eq!(decode_next(&mut decoder, &mut buffer).unwrap(), None);
+    assert_eq!(buffer, frame[..700_100]);
+    buffer.reserve(frame.len());
+    let place = buffer.as_ptr();
+    for begin in (700_100..1_000_000).step_by(100) {
+        buffer.extend_from_slice(&frame[begin..begin + 100]);
+        assert_eq!(decode_next(&mut decoder, &mut buffer).unwrap(), None);
+        assert_eq!(buffer.as_ptr(), place, "it was taken out and put back");
+    }
 }

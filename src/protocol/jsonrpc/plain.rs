@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::protocol::{Stream, base64};
 
@@ -53,33 +53,20 @@ pub(crate) fn plain_output(text: &[u8]) -> Option<PlainOutput<'_>> {
 /// Reads the answer to a request for a file, if it is written as servers do. Returns the id of the request
 /// and the bytes.
 pub(crate) fn plain_file(text: &[u8]) -> Option<(i64, Bytes)> {
-    let (id, content) = file_parts(text)?;
-    Some((id, base64::decode(&text[content])?))
+    let (id, start) = plain_file_start(text)?;
+    let content = text[start..].strip_suffix(PLAIN_FILE_END)?;
+    Some((id, base64::decode(content)?))
 }
 
-/// As [`plain_file`], for a large one: it is decoded where it lies, as new memory for it costs more time than
-/// decoding. Gives the text back, as it was, if it is something else.
-pub(crate) fn plain_file_in_place(mut text: BytesMut) -> Result<(i64, Bytes), BytesMut> {
-    let Some((id, content)) = file_parts(&text) else {
-        return Err(text);
-    };
-    let Some(length) = base64::decode_in_place(&mut text[content.clone()]) else {
-        return Err(text);
-    };
-    text.advance(content.start);
-    text.truncate(length);
-    Ok((id, text.freeze()))
-}
-
-/// Finds the id and what should be base64.
-fn file_parts(text: &[u8]) -> Option<(i64, Range<usize>)> {
+/// Finds, at the beginning of such an answer, the id, and where the base64 begins.
+pub(crate) fn plain_file_start(text: &[u8]) -> Option<(i64, usize)> {
     let (id, rest) = answered(text)?;
-    let content = rest
-        .strip_prefix(br#"{"dataBase64":""#)?
-        .strip_suffix(br#""}}"#)?;
-    let end = text.len() - br#""}}"#.len();
-    Some((id, end - content.len()..end))
+    let content = rest.strip_prefix(br#"{"dataBase64":""#)?;
+    Some((id, text.len() - content.len()))
 }
+
+/// What is behind the base64.
+pub(crate) const PLAIN_FILE_END: &[u8] = br#""}}"#;
 
 /// Reads the answer to a request, if it has a result and nothing else, and all of it is ASCII without escapes,
 /// spaces and fractions. Returns the id of the request, and where the result lies.
