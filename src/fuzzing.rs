@@ -3,14 +3,16 @@
 #[cfg(test)]
 mod corpus;
 
-use std::{io::Write as _, iter};
+use std::{fmt::Debug, io::Write as _, iter};
 
 use bytes::{Bytes, BytesMut};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::{
     connection::frame::{Arrival, ArrivingFile, Decoder, Message},
     protocol::{
-        FileContent, Notification, ProcessEvent, Stream, base64,
+        FileContent, Notification, ProcessEvent, RetainedOutput, Stream, base64,
         jsonrpc::{self, Id, Incoming, PlainOutput},
     },
 };
@@ -82,7 +84,8 @@ pub fn message(text: &[u8]) -> Way {
 
 /// Reads a file by the short way for small ones and by that for large ones, which have to agree.
 fn file(text: &[u8]) -> Option<(i64, Bytes)> {
-    let small = jsonrpc::plain_file(text);
+    let small = jsonrpc::plain_answer(text)
+        .and_then(|(id, result)| Some((id, jsonrpc::plain_file(&text[result..])?)));
     for piece in [1, 7, 64, text.len()] {
         match arriving(text, piece) {
             Ok(large) => assert!(small == large, "{}", text.escape_ascii()),
@@ -125,68 +128,43 @@ fn arriving(text: &[u8], piece: usize) -> Result<Option<(i64, Bytes)>, BytesMut>
 
 /// Whether a result is read by the short way, which has to agree with the general one.
 fn result(text: &[u8], general: Option<&Incoming<'_>>) -> bool {
-    let short = jsonrpc::plain_result(text);
-    let short = short.map(|(id, result)| (id, str::from_utf8(&text[result]).expect("ASCII")));
-    let expected = match general {
+    let is_read = result_of::<Value>(text, general);
+    result_of::<RetainedOutput>(text, general);
+    result_of::<FileContent>(text, general);
+    is_read
+}
+
+/// Whether a result of type `T` is read so.
+fn result_of<T: DeserializeOwned + Debug>(text: &[u8], general: Option<&Incoming<'_>>) -> bool {
+    let general = match general {
         Some(&Incoming::Response {
             id: Id::Number(id),
             result: Some(result),
         }) => Some((id, result.get())),
         _ => None,
     };
-    if let Some(short) = short {
-        assert!(
-            expected == Some(short),
-            "read as {short:?} and as {expected:?}: {}",
-            text.escape_ascii()
-        );
-        return true;
-    }
-    if let Some((id, result)) = expected
-        && format!(r#"{{"id":{id},"result":{result}}}"#).as_bytes() == text
+    let expected =
+        general.and_then(|(id, result)| Some((id, serde_json::from_str::<T>(result).ok()?)));
+    let short = str::from_utf8(text).ok().and_then(|text| {
+        let (id, result) = jsonrpc::plain_answer(text.as_bytes())?;
+        Some((id, jsonrpc::plain_result::<T>(&text[result..])?))
+    });
+    if let Some((id, result)) = general
+        && short.is_none()
     {
-        // The general way looks into no escape of what it hands on.
-        let is_left = id >= 0 && is_ascii_without_more(result) && has_plain_values(result);
+        let written = format!(r#"{{"id":{id},"result":{result}}}"#);
+        let is_left = expected.is_some() && id >= 0 && written.as_bytes() == text;
         assert!(!is_left, "the short way leaves {}", text.escape_ascii());
     }
-    false
-}
-
-/// Whether there is no escape, and no space but in strings.
-fn is_ascii_without_more(json: &str) -> bool {
-    let mut is_in_string = false;
-    json.bytes().all(|byte| {
-        is_in_string ^= byte == b'"';
-        match byte {
-            b' ' => is_in_string,
-            b'!'..=b'~' => byte != b'\\',
-            _ => false,
-        }
-    })
-}
-
-/// Whether the numbers are whole and of no more digits than the short way takes, and nothing lies deeper than it looks.
-/// Asked of JSON without escapes, and not of what it is parsed to: that has one of two members with the same name.
-fn has_plain_values(json: &str) -> bool {
-    let mut depth = 0;
-    json.split('"').step_by(2).all(|beside_strings| {
-        let is_deep = beside_strings.bytes().any(|byte| {
-            match byte {
-                b'[' | b'{' => depth += 1,
-                b']' | b'}' => depth -= 1,
-                _ => {}
-            }
-            depth > 64
-        });
-        let mut words = beside_strings.split(['[', ']', '{', '}', ',', ':']);
-        !is_deep
-            && words.all(|word| {
-                let digits = word.strip_prefix('-').unwrap_or(word);
-                let is_whole =
-                    digits.len() <= 19 && digits.bytes().all(|byte| byte.is_ascii_digit());
-                is_whole || matches!(word, "true" | "false" | "null")
-            })
-    })
+    let is_read = short.is_some();
+    // In words, as floating point numbers are not what they are.
+    let (short, expected) = (format!("{short:?}"), format!("{expected:?}"));
+    assert!(
+        !is_read || short == expected,
+        "read as {short} and as {expected}: {}",
+        text.escape_ascii()
+    );
+    is_read
 }
 
 /// The file that an answer brings, and the id of the request, if the short way can say it.

@@ -175,6 +175,32 @@ async fn p10_a_response_that_panics_fails_its_call_only() {
     .await;
 }
 
+#[actix::test]
+async fn p9_a_write_goes_when_the_one_before_it_is_answered() {
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let writes = ["a", "b"].map(|input| {
+            let mux = mux.clone();
+            actix::spawn(async move { mux.write("p", input).await })
+        });
+        let first = peer.expect("process/write").await;
+        assert_eq!(first.params["chunk"], "YQ==");
+        // What is asked later comes before the second.
+        let call = spawn_terminate(&mux, "q");
+        let request = peer.expect("process/terminate").await;
+        peer.answer(&request, json!({"running": false})).await;
+        soon(call).await.unwrap().unwrap();
+        peer.answer(&first, json!({"status": "accepted"})).await;
+        let second = peer.expect("process/write").await;
+        assert_eq!(second.params["chunk"], "Yg==");
+        peer.answer(&second, json!({"status": "accepted"})).await;
+        for write in writes {
+            soon(write).await.unwrap().unwrap();
+        }
+    })
+    .await;
+}
+
 /// Wakes nobody.
 struct Hostile;
 

@@ -1,6 +1,12 @@
 //! A call as its callers see it, and the slot in which it awaits its answer.
 
-use std::{any::Any, fmt, panic, rc::Rc, time::Duration};
+use std::{
+    any::Any,
+    fmt,
+    panic::{self, UnwindSafe},
+    rc::Rc,
+    time::Duration,
+};
 
 use actix::{
     Context, Message,
@@ -16,7 +22,7 @@ use super::{
 };
 use crate::{
     error::{CallError, JsonError},
-    protocol::{FileContent, Method, Repeat},
+    protocol::{FileContent, Method, Repeat, jsonrpc},
 };
 
 /// Calls a remote method: one request, one answer.
@@ -141,6 +147,25 @@ impl<M: Method> ReplySlot for CallSlot<M> {
         }
     }
 
+    fn resolve_at_once(&mut self, json: &str) -> bool {
+        // Nobody decodes what nobody waits for: then it is not known where it ends.
+        let waits = |sender: &mut OneshotSender<_>| !sender.is_closed();
+        let Some(sender) = self.0.take_if(waits) else {
+            return false;
+        };
+        match decode_at_once::<M>(json) {
+            Some(outcome) => {
+                // A caller that goes at this moment does not need the answer.
+                let _gone = sender.send(outcome);
+                true
+            }
+            None => {
+                self.0 = Some(sender);
+                false
+            }
+        }
+    }
+
     fn resolve_file(self: Box<Self>, file: FileContent) {
         let mut file = Some(file);
         let same = (&mut file as &mut dyn Any).downcast_mut::<Option<M::Response>>();
@@ -163,17 +188,32 @@ impl<M: Method> ReplySlot for CallSlot<M> {
     }
 }
 
-/// Decodes the result of a call of `M`. That may be the application's code: if it panics, this call fails, and not
-/// the task that reads for all.
+/// Decodes the result of a call of `M`.
 pub(crate) fn decode_response<M: Method>(json: &str) -> Result<M::Response, CallError> {
-    let decoded = panic::catch_unwind(|| serde_json::from_str(json));
-    let source = match decoded {
+    let source = match catch_panic(|| serde_json::from_str(json)) {
         Ok(Ok(response)) => return Ok(response),
         Ok(Err(error)) => JsonError::from(error),
-        Err(_) => JsonError::new("the type of the response panics"),
+        Err(error) => error,
     };
-    Err(CallError::InvalidResponse {
+    Err(invalid::<M>(source))
+}
+
+/// Decodes the result of a call of `M` that `json` begins with, if only the end of the answer is behind it.
+fn decode_at_once<M: Method>(json: &str) -> Option<Result<M::Response, CallError>> {
+    match catch_panic(|| jsonrpc::plain_result(json)) {
+        Ok(response) => response.map(Ok),
+        Err(error) => Some(Err(invalid::<M>(error))),
+    }
+}
+
+/// Decoding may be the application's code: if it panics, this call fails, and not the task that reads for all.
+fn catch_panic<T>(decode: impl FnOnce() -> T + UnwindSafe) -> Result<T, JsonError> {
+    panic::catch_unwind(decode).map_err(|_| JsonError::new("the type of the response panics"))
+}
+
+fn invalid<M: Method>(source: JsonError) -> CallError {
+    CallError::InvalidResponse {
         method: M::NAME,
         source,
-    })
+    }
 }

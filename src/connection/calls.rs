@@ -55,6 +55,22 @@ impl Calls {
         self.hand_over(slot, outcome);
     }
 
+    /// Hands over the result that `json` begins with, if only the end of the answer is behind it and who waits for it
+    /// can tell. If not, nothing has happened.
+    pub(super) fn succeed_at_once(&self, id: RequestId, json: &str) -> bool {
+        let entry = self.pending.borrow_mut().take(id);
+        let Some(mut entry) = entry else {
+            return false;
+        };
+        let is_resolved = entry.slot.resolve_at_once(json);
+        if is_resolved {
+            self.outgoing.answered(id);
+        } else {
+            self.pending.borrow_mut().put_back(id, entry);
+        }
+        is_resolved
+    }
+
     /// Hands over a result that is what a file holds, decoded already.
     pub(super) fn succeed_with_file(&self, id: RequestId, file: FileContent) {
         match self.take_answered(id) {

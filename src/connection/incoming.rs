@@ -251,13 +251,17 @@ impl Receivers<'_> {
     /// Hands over what is no output in its usual form.
     #[inline(never)]
     fn hand_over_other(&mut self, text: Text<'_>) -> Result<(), DisconnectReason> {
-        if let Some((id, content)) = jsonrpc::plain_file(text.bytes()) {
+        let answer = jsonrpc::plain_answer(text.bytes());
+        if let Some((id, result)) = answer
+            && let Some(content) = jsonrpc::plain_file(&text.bytes()[result..])
+        {
             self.calls.succeed_with_file(id, FileContent { content });
             return Ok(());
         }
         let text = text.as_str()?;
-        if let Some((id, result)) = jsonrpc::plain_result(text.as_bytes()) {
-            self.calls.succeed(id, Some(&text[result]));
+        if let Some((id, result)) = answer
+            && self.calls.succeed_at_once(id, &text[result..])
+        {
             return Ok(());
         }
         match jsonrpc::decode(text)? {

@@ -30,6 +30,13 @@ pub(crate) trait ReplySlot {
     /// Hands over the answer: the JSON of the result, or why there is none.
     fn resolve(self: Box<Self>, outcome: Result<&str, CallError>);
 
+    /// Hands over the result that `json` begins with, if only the end of the answer is behind it, and tells whether that
+    /// is so. Only for those who find out by decoding it.
+    fn resolve_at_once(&mut self, json: &str) -> bool {
+        let _ = json;
+        false
+    }
+
     /// Hands over a result that is what a file holds, decoded already.
     fn resolve_file(self: Box<Self>, file: FileContent) {
         self.resolve(Ok(&file.to_json()));
@@ -114,6 +121,11 @@ impl Pending {
     /// too late.
     pub(crate) fn take(&mut self, id: RequestId) -> Option<Entry> {
         self.entries.remove(&id)
+    }
+
+    /// Enters again a call that was just taken out.
+    pub(crate) fn put_back(&mut self, id: RequestId, entry: Entry) {
+        self.entries.insert(id, entry);
     }
 
     /// Takes out one call whose deadline has passed.

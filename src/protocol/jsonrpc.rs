@@ -12,9 +12,7 @@ use serde_json::value::RawValue;
 
 pub(crate) use self::{
     decode::decode,
-    plain::{
-        PLAIN_FILE_END, PlainOutput, plain_file, plain_file_start, plain_output, plain_result,
-    },
+    plain::{PLAIN_FILE, PlainOutput, plain_answer, plain_file, plain_output, plain_result},
 };
 use super::{Dialect, Method, Params, notification::Notification};
 use crate::error::InvalidRequest;

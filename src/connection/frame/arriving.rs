@@ -2,7 +2,10 @@
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-use crate::protocol::{base64, jsonrpc};
+use crate::protocol::{
+    base64,
+    jsonrpc::{self, PLAIN_FILE},
+};
 
 /// A file of which not all has come.
 #[derive(Debug)]
@@ -38,9 +41,14 @@ impl ArrivingFile {
         payload_len: usize,
         buffer: &mut BytesMut,
     ) -> Option<Self> {
-        let (id, before) = jsonrpc::plain_file_start(&buffer[payload_start..])?;
-        let missing = payload_len.checked_sub(before + jsonrpc::PLAIN_FILE_END.len())?;
-        let start = payload_start + before;
+        let [before, after] = PLAIN_FILE;
+        let (id, result) = jsonrpc::plain_answer(&buffer[payload_start..])?;
+        let result = payload_start + result;
+        let start = result + before.len();
+        if !buffer[result..].starts_with(before) {
+            return None;
+        }
+        let missing = (payload_start + payload_len).checked_sub(start + after.len())?;
         let frame = buffer[..start].to_vec();
         buffer.advance(start);
         Some(ArrivingFile {
@@ -64,13 +72,14 @@ impl ArrivingFile {
             buffer.advance(come);
             self.missing -= come;
         }
-        if self.missing > 0 || buffer.len() < jsonrpc::PLAIN_FILE_END.len() {
+        let [_, after] = PLAIN_FILE;
+        if self.missing > 0 || buffer.len() < after.len() {
             return Arrival::Partial(self);
         }
-        if !buffer.starts_with(jsonrpc::PLAIN_FILE_END) {
+        if !buffer.starts_with(after) {
             return self.put_back(buffer);
         }
-        buffer.advance(jsonrpc::PLAIN_FILE_END.len());
+        buffer.advance(after.len());
         let mut file = Bytes::from(self.frame);
         file.advance(self.start);
         Arrival::Whole(self.id, file)

@@ -1,16 +1,13 @@
 //! The short way for what comes most, output and results, and for what is largest, files: in the very form in
 //! which servers send them.
 //!
-//! Whatever is written in any other form, be it an escape or a space, is left to [`decode`](super::decode()),
-//! which knows them all and has the words for what is wrong. Here nothing is an error.
-
-use std::ops::Range;
+//! Whatever is written in any other form, be it an escape or a space beside a result, is left to
+//! [`decode`](super::decode()), which knows them all and has the words for what is wrong. Here nothing is an error.
 
 use bytes::Bytes;
+use serde::de::DeserializeOwned;
 
 use crate::protocol::{Stream, base64};
-
-mod value;
 
 #[cfg(test)]
 mod tests;
@@ -50,38 +47,31 @@ pub(crate) fn plain_output(text: &[u8]) -> Option<PlainOutput<'_>> {
     })
 }
 
-/// Reads the answer to a request for a file, if it is written as servers do. Returns the id of the request
-/// and the bytes.
-pub(crate) fn plain_file(text: &[u8]) -> Option<(i64, Bytes)> {
-    let (id, start) = plain_file_start(text)?;
-    let content = text[start..].strip_suffix(PLAIN_FILE_END)?;
-    Some((id, base64::decode(content)?))
-}
-
-/// Finds, at the beginning of such an answer, the id, and where the base64 begins.
-pub(crate) fn plain_file_start(text: &[u8]) -> Option<(i64, usize)> {
-    let (id, rest) = answered(text)?;
-    let content = rest.strip_prefix(br#"{"dataBase64":""#)?;
-    Some((id, text.len() - content.len()))
-}
-
-/// What is behind the base64.
-pub(crate) const PLAIN_FILE_END: &[u8] = br#""}}"#;
-
-/// Reads the answer to a request, if it has a result and nothing else, and all of it is ASCII without escapes,
-/// spaces and fractions. Returns the id of the request, and where the result lies.
-pub(crate) fn plain_result(text: &[u8]) -> Option<(i64, Range<usize>)> {
-    let (id, rest) = answered(text)?;
-    let start = text.len() - rest.len();
-    let end = text.len() - b"}".len();
-    (value::behind(rest)? == b"}").then_some((id, start..end))
-}
-
-/// Reads the beginning of an answer, up to the result.
-fn answered(text: &[u8]) -> Option<(i64, &[u8])> {
+/// Reads the beginning of an answer with a result. Returns the id of the request, and where the result begins.
+#[inline]
+pub(crate) fn plain_answer(text: &[u8]) -> Option<(i64, usize)> {
     let (id, rest) = number(text.strip_prefix(br#"{"id":"#)?)?;
-    let id = i64::try_from(id).ok()?;
-    Some((id, rest.strip_prefix(br#","result":"#)?))
+    let result = rest.strip_prefix(br#","result":"#)?;
+    Some((i64::try_from(id).ok()?, text.len() - result.len()))
+}
+
+/// What is before the base64, where the result is what a file holds, and what is behind it.
+pub(crate) const PLAIN_FILE: [&[u8]; 2] = [br#"{"dataBase64":""#, br#""}}"#];
+
+/// Decodes the result that `text` begins with, if that is what a file holds and only the end of the answer is behind it.
+#[inline]
+pub(crate) fn plain_file(text: &[u8]) -> Option<Bytes> {
+    let [start, end] = PLAIN_FILE;
+    base64::decode(text.strip_prefix(start)?.strip_suffix(end)?)
+}
+
+/// Decodes the result that `json` begins with, if only the end of the answer is behind it. It is found out by decoding
+/// where that is: nobody looks through the result before.
+#[inline]
+pub(crate) fn plain_result<T: DeserializeOwned>(json: &str) -> Option<T> {
+    let mut results = serde_json::Deserializer::from_str(json).into_iter();
+    let result = results.next()?.ok()?;
+    (json.as_bytes()[results.byte_offset()..] == *b"}").then_some(result)
 }
 
 /// Reads the rest of a string of which the opening quote is gone, if it is ASCII and without escapes.

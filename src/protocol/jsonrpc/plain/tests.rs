@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 
 use serde_json::{Value, value::RawValue};
 
-use super::{plain_file, plain_len, plain_result};
+use super::{plain_answer, plain_file, plain_len, plain_result};
 use crate::{
     fuzzing::{self, Way},
     seeds::{self, Random},
@@ -434,27 +434,39 @@ fn p10_the_ways_agree_on_each_change_of_one_byte() {
 }
 
 #[test]
-fn files_and_results_in_other_forms_take_the_general_way() {
+fn answers_in_other_forms_take_the_general_way_but_their_results_may_have_any() {
     for text in [
         r#"{"id":7,"result":{"dataBase64":"aGk="},"x":1}"#,
-        r#"{"id":7,"result":{"dataBase64":"aGk=","eof":1.5}}"#,
-        r#"{"id":7,"result":{"dataBase64":"aG\u006b="}}"#,
         r#"{"id":7, "result":{"dataBase64":"aGk="}}"#,
+        r#"{"id":7,"result":{"dataBase64":"aGk="} }"#,
         r#"{"result":{"dataBase64":"aGk="},"id":7}"#,
         r#"{"id":"7","result":{"dataBase64":"aGk="}}"#,
         r#"{"id":7,"result":{"dataBase64":["aGk"}}}"#,
-        r#"{"id":7,"result":{"a":1.5,"a":1}}"#,
+        r#"{"id":7,"result":7"#,
+        r#"{"id":7,"result":}"#,
     ] {
         assert_ne!(fuzzing::message(text.as_bytes()), Way::Short, "{text}");
+    }
+    for text in [
+        r#"{"id":7,"result":{"dataBase64":"aGk=","eof":1.5}}"#,
+        r#"{"id":7,"result":{"dataBase64":"aG\u006b="}}"#,
+        r#"{"id":7,"result":{"ä": -1e3,"a":2}}"#,
+        r#"{"id":7,"result":{"a":1.5,"a":1}}"#,
+        r#"{"id":7,"result":null}"#,
+        r#"{"id":7,"result":7}"#,
+    ] {
+        assert_eq!(fuzzing::message(text.as_bytes()), Way::Short, "{text}");
     }
     for no_file in [
         r#"{"dataBase64":"aGk"}"#,
         r#"{"dataBase64":"aGk=","eof":true}"#,
     ] {
         let text = format!(r#"{{"id":7,"result":{no_file}}}"#);
-        assert_eq!(plain_file(text.as_bytes()), None);
-        let result = plain_result(text.as_bytes()).unwrap();
-        assert_eq!((result.0, &text[result.1]), (7, no_file));
+        let (id, result) = plain_answer(text.as_bytes()).unwrap();
+        assert_eq!((id, &text[result..result + no_file.len()]), (7, no_file));
+        assert_eq!(plain_file(&text.as_bytes()[result..]), None);
+        let value: Value = plain_result(&text[result..]).unwrap();
+        assert_eq!(value, serde_json::from_str::<Value>(no_file).unwrap());
     }
     for at_the_end in ["9223372036854775807", "0"] {
         let text = format!(r#"{{"id":{at_the_end},"result":{{"dataBase64":""}}}}"#);
