@@ -66,7 +66,7 @@ pub use self::{
     lifecycle::LinkState,
 };
 pub(crate) use self::{
-    call::{Dispatch, decode_response},
+    call::{Dispatch, decode_response, reply},
     dial::server_name,
     link::{Connecting, Dialler, FirstLink},
     pending::{ReplySlot, after},

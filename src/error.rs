@@ -123,7 +123,7 @@ pub enum DisconnectReason {
     /// The peer ended it within a frame, so that what it was saying is lost.
     #[error("closed by the peer in the middle of a frame")]
     CutOff,
-    /// Reading from the socket failed.
+    /// Reading from the socket failed, or panicked.
     #[error("reading failed: {0}")]
     ReadFailed(#[source] Arc<io::Error>),
     /// Writing to the socket failed.

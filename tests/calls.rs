@@ -4,15 +4,18 @@
 mod support;
 
 use std::{
-    pin::pin,
+    cell::Cell,
+    io,
+    pin::{Pin, pin},
+    rc::Rc,
     sync::Arc,
-    task::{Context, Wake, Waker},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
 use actix_http::ws;
 use execmux::{
-    Call, CallError, DisconnectReason, Mux,
+    Call, CallError, DisconnectReason, FailureReason, Mux,
     protocol::{
         ErrorCode, Interrupt, InvalidRequest, Method, Params, ReadFile, ReadProcess, Terminate,
         Terminated,
@@ -24,9 +27,14 @@ use serde_json::{Value, json};
 use support::{
     checked,
     peer::{Peer, config},
+    recorder::Recorder,
     soon,
 };
-use tokio::time::{Instant, pause};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf, duplex},
+    join,
+    time::{Instant, pause},
+};
 
 fn spawn_terminate(
     mux: &Mux,
@@ -211,26 +219,98 @@ impl Wake for Hostile {
 }
 
 #[actix::test]
-async fn p7_a_caller_that_panics_when_it_is_woken_leaves_nobody_waiting() {
+async fn p7_a_caller_that_panics_when_it_is_woken_harms_nobody_else() {
     checked(async {
         let (mux, mut peer) = Peer::connect(config()).await;
-        let mut hostile = pin!(mux.call(Interrupt::new("p")));
         let waker = Waker::from(Arc::new(Hostile));
-        assert!(
-            hostile
-                .as_mut()
-                .poll(&mut Context::from_waker(&waker))
-                .is_pending()
-        );
+        let mut answered = pin!(mux.call(Interrupt::new("p")));
+        let mut lost = pin!(mux.call(Interrupt::new("q")));
+        for hostile in [answered.as_mut(), lost.as_mut()] {
+            assert!(hostile.poll(&mut Context::from_waker(&waker)).is_pending());
+        }
         let request = peer.expect("process/signal").await;
-        let call = spawn_terminate(&mux, "p");
-        peer.expect("process/terminate").await;
-        peer.answer(&request, json!({})).await;
+        peer.expect("process/signal").await;
+        let (session, recording) = Recorder::start_session();
+        mux.register("r", session).await.unwrap();
+        let calls = ["a", "b"].map(|id| spawn_terminate(&mux, id));
+        let first = peer.expect("process/terminate").await;
+        peer.send_at_once([
+            json!({"id": request.id, "result": {}}),
+            json!({"id": first.id, "result": {"running": true}}),
+        ])
+        .await;
+        let [first, last] = calls;
+        assert!(soon(first).await.unwrap().unwrap().running);
+        drop(peer);
+        assert!(matches!(
+            soon(last).await.unwrap(),
+            Err(CallError::Disconnected { .. })
+        ));
+        let failed = recording.record().await.failed.unwrap();
+        assert!(
+            matches!(failed.reason, FailureReason::Disconnected(_)),
+            "{failed:?}"
+        );
+    })
+    .await;
+}
+
+/// A socket that panics when there is something to read, once it is to.
+struct Careful<S> {
+    socket: S,
+    panics: Rc<Cell<bool>>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Careful<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.socket).poll_read(context, buffer);
+        assert!(read.is_pending() || !self.panics.get(), "careful");
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Careful<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}
+
+#[actix::test]
+async fn p7_a_socket_that_panics_leaves_nobody_waiting() {
+    checked(async {
+        let (client, server) = duplex(1 << 20);
+        let panics = Rc::new(Cell::new(false));
+        let client = Careful {
+            socket: client,
+            panics: panics.clone(),
+        };
+        let mut peer = Peer::new(server);
+        let (mux, ()) = join!(Mux::connect_over(client, config()), peer.shake_hands());
+        let call = spawn_terminate(&mux.unwrap(), "p");
+        let request = peer.expect("process/terminate").await;
+        panics.set(true);
+        peer.answer(&request, json!({"running": true})).await;
         match soon(call).await.unwrap().unwrap_err() {
             CallError::Disconnected {
                 reason: DisconnectReason::ReadFailed(error),
                 ..
-            } => assert!(error.to_string().contains("panics"), "{error}"),
+            } => assert!(error.to_string().contains("panicked"), "{error}"),
             other => panic!("{other:?}"),
         }
     })

@@ -3,7 +3,7 @@
 use std::{
     any::Any,
     fmt,
-    panic::{self, UnwindSafe},
+    panic::{self, AssertUnwindSafe, UnwindSafe},
     rc::Rc,
     time::Duration,
 };
@@ -12,6 +12,7 @@ use actix::{
     Context, Message,
     dev::{MessageResponse, OneshotSender},
 };
+use log::debug;
 use tokio::time::Instant;
 
 use super::{
@@ -126,8 +127,7 @@ impl<M: Method> MessageResponse<Connection, Call<M>> for PendingCall {
             Ok(submitted) => submitted.await_in::<M>(Box::new(CallSlot::<M>(sender))),
             Err(error) => {
                 if let Some(sender) = sender {
-                    // A caller that has gone does not need the error.
-                    let _gone = sender.send(Err(error));
+                    reply(sender, Err(error));
                 }
             }
         }
@@ -142,8 +142,7 @@ impl<M: Method> ReplySlot for CallSlot<M> {
         if let Some(sender) = self.0
             && !sender.is_closed()
         {
-            // A caller that goes at this moment does not need the answer.
-            let _gone = sender.send(outcome.and_then(|json| decode_response::<M>(json)));
+            reply(sender, outcome.and_then(|json| decode_response::<M>(json)));
         }
     }
 
@@ -155,8 +154,7 @@ impl<M: Method> ReplySlot for CallSlot<M> {
         };
         match decode_at_once::<M>(json) {
             Some(outcome) => {
-                // A caller that goes at this moment does not need the answer.
-                let _gone = sender.send(outcome);
+                reply(sender, outcome);
                 true
             }
             None => {
@@ -167,14 +165,16 @@ impl<M: Method> ReplySlot for CallSlot<M> {
     }
 
     fn resolve_file(self: Box<Self>, file: FileContent) {
+        if self.is_abandoned() {
+            return;
+        }
         let mut file = Some(file);
         let same = (&mut file as &mut dyn Any).downcast_mut::<Option<M::Response>>();
         let response = same.and_then(Option::take);
         match (response, file) {
             (Some(response), _) => {
                 if let Some(sender) = self.0 {
-                    // A caller that has gone does not need the answer.
-                    let _gone = sender.send(Ok(response));
+                    reply(sender, Ok(response));
                 }
             }
             // A method of the application's own, which has another type for it.
@@ -185,6 +185,17 @@ impl<M: Method> ReplySlot for CallSlot<M> {
 
     fn is_abandoned(&self) -> bool {
         self.0.as_ref().is_none_or(OneshotSender::is_closed)
+    }
+}
+
+/// Tells a caller how its call has ended. A caller that has gone does not need it.
+///
+/// That runs the application's code: who waits is woken, and what nobody wants is dropped. What panics there harms
+/// nobody else.
+pub(crate) fn reply<T>(sender: OneshotSender<T>, outcome: T) {
+    let send = AssertUnwindSafe(|| drop(sender.send(outcome)));
+    if panic::catch_unwind(send).is_err() {
+        debug!("who waits for an answer panics when it is told");
     }
 }
 

@@ -1,9 +1,12 @@
 //! The calls of a connection: made by its actor, answered by the task that reads, in turns on one thread.
 //!
 //! An answer is decoded where it lies in the read buffer and goes straight to who waits for it: through the mailbox of
-//! the actor, it would take two messages more.
+//! the actor, it would take two messages more. What is for the router follows the notifications of the same read.
 
-use std::cell::{Cell, RefCell};
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+};
 
 use log::debug;
 
@@ -21,7 +24,7 @@ pub(super) struct Calls {
     pub(super) pending: RefCell<Pending>,
     outgoing: Outgoing,
     /// Answers that have come, and follow the notifications that have come with them.
-    postponed: RefCell<Vec<Postponed>>,
+    postponed: RefCell<VecDeque<Postponed>>,
     unknown_answers: Cell<u64>,
     connection_errors: Cell<u64>,
 }
@@ -99,7 +102,7 @@ impl Calls {
             let outcome = outcome.map(str::to_owned);
             self.postponed
                 .borrow_mut()
-                .push(Postponed { slot, outcome });
+                .push_back(Postponed { slot, outcome });
         } else {
             slot.resolve(outcome);
         }
@@ -107,12 +110,15 @@ impl Calls {
 
     /// Hands over what has waited until the notifications before it were on their way.
     pub(super) fn hand_over_postponed(&self) {
-        // Not borrowed while a slot resolves.
-        let postponed = self.postponed.take();
-        for Postponed { slot, outcome } in postponed {
-            match outcome {
-                Ok(json) => slot.resolve(Ok(&json)),
-                Err(error) => slot.resolve(Err(error)),
+        loop {
+            // In a statement of its own: not borrowed while the slot resolves.
+            let postponed = self.postponed.borrow_mut().pop_front();
+            match postponed {
+                Some(Postponed { slot, outcome }) => match outcome {
+                    Ok(json) => slot.resolve(Ok(&json)),
+                    Err(error) => slot.resolve(Err(error)),
+                },
+                None => break,
             }
         }
     }

@@ -69,11 +69,10 @@ impl Reading {
         let reason = {
             let mut reading = pin!(self.read());
             poll_fn(|context| {
-                // Callers are woken here, and what they no longer want is dropped: with a panic of theirs, nobody
-                // would read any more, and nobody know.
+                // The socket may be the application's: if it panics, nobody would read any more, and nobody know.
                 let read = AssertUnwindSafe(|| reading.as_mut().poll(context));
                 panic::catch_unwind(read).unwrap_or_else(|_| {
-                    let error = io::Error::other("who is given an answer panics");
+                    let error = io::Error::other("it panicked");
                     Poll::Ready(DisconnectReason::ReadFailed(Arc::new(error)))
                 })
             })

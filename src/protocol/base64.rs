@@ -77,7 +77,9 @@ pub(crate) fn decode_behind(text: &[u8], is_last: bool, bytes: &mut Vec<u8>) -> 
 pub(crate) fn encode_in_place(bytes: &mut Vec<u8>, start: usize) {
     const PIECE: usize = 48 << 10;
     let length = bytes.len() - start;
-    bytes.resize(start + length.div_ceil(3) * 4, 0);
+    let encoded = length.div_ceil(3) * 4;
+    bytes.reserve_exact(encoded - length);
+    bytes.resize(start + encoded, 0);
     let text = &mut bytes[start..];
     let mut beside = [0; PIECE];
     // From the end, where what is written reaches beyond what is still to be read.

@@ -85,7 +85,7 @@ impl Method for ReadFile {
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[non_exhaustive]
 pub struct FileContent {
-    /// The bytes. Of a large file they may lie in the buffer in which it came, which is a third larger.
+    /// The bytes.
     #[serde(rename = "dataBase64", deserialize_with = "base64::deserialize")]
     pub content: Bytes,
 }

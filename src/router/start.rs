@@ -11,7 +11,7 @@ use super::{
     Router, healing::is_unknown_process, register::Register, routes::RouteKey, session::Session,
 };
 use crate::{
-    connection::{Call, Connection, Dispatch, ReplySlot, decode_response},
+    connection::{Call, Connection, Dispatch, ReplySlot, decode_response, reply},
     error::{CallError, DisconnectReason, FailureReason, RegisterError, StartError},
     protocol::{
         ErrorCode, MAX_OUTPUT_WINDOW, Method as _, ProcessId, ReadProcess, Repeat, StartProcess,
@@ -127,8 +127,7 @@ impl MessageResponse<Router, Start> for PendingStart {
             }),
             Err(error) => {
                 if let Some(sender) = sender {
-                    // A caller that has gone does not need the error.
-                    let _gone = sender.send(Err(error.into()));
+                    reply(sender, Err(error.into()));
                 }
             }
         }
@@ -175,9 +174,9 @@ impl StartSlot {
                 process,
             });
         }
+        // A caller that has gone does not need the answer: the session has its process.
         if let Some(sender) = self.sender {
-            // A caller that has gone does not need the answer: the session has its process.
-            let _gone = sender.send(outcome.map_err(StartError::from));
+            reply(sender, outcome.map_err(StartError::from));
         }
     }
 }

@@ -173,7 +173,7 @@ fn p10_what_breaks_the_protocol_is_refused() {
 }
 
 #[test]
-fn a_message_goes_off_the_buffer_whether_it_was_taken_or_only_looked_at() {
+fn a_message_goes_off_the_buffer_when_it_was_looked_at() {
     let mut buffer = BytesMut::from(&[0x81, 1, b'a', 0x81, 1, b'b', 0x82, 3, 0, 0, 0][..]);
     let mut decoder = Decoder::new(LIMIT);
     match decoder.decode(&mut buffer).unwrap() {

@@ -1,4 +1,4 @@
-//! The short way for what comes most, output and results, and for what is largest, files: in the very form in
+//! The short way for what comes most, output and answers, and for what is largest, files: in the very form in
 //! which servers send them.
 //!
 //! Whatever is written in any other form, be it an escape or a space beside a result, is left to
@@ -71,7 +71,9 @@ pub(crate) fn plain_file(text: &[u8]) -> Option<Bytes> {
 pub(crate) fn plain_result<T: DeserializeOwned>(json: &str) -> Option<T> {
     let mut results = serde_json::Deserializer::from_str(json).into_iter();
     let result = results.next()?.ok()?;
-    (json.as_bytes()[results.byte_offset()..] == *b"}").then_some(result)
+    let length = results.byte_offset();
+    // A type may be there without having read anything.
+    (length > 0 && json.as_bytes()[length..] == *b"}").then_some(result)
 }
 
 /// Reads the rest of a string of which the opening quote is gone, if it is ASCII and without escapes.
