@@ -61,7 +61,7 @@ use self::{
     events::StopNotice,
     healing::Turns,
     orphans::Orphan,
-    parking::{Parked, Taken},
+    parking::{Following, Parked, Taken},
     routes::{Place, Route, RouteKey, Routes},
     shutdown::Draining,
 };
@@ -94,6 +94,8 @@ pub struct Router {
     turns: Turns,
     /// What waits for a session that has chosen [`Overflow::Block`].
     parked: Option<Parked>,
+    /// What waits for that.
+    following: VecDeque<Following>,
     /// Processes without a session that the server is still to be asked about.
     orphans: Vec<Orphan>,
     /// Requests of the router's own that a shutdown waits for.
@@ -150,6 +152,7 @@ impl Router {
             checked: 0,
             turns: Turns::default(),
             parked: None,
+            following: VecDeque::new(),
             orphans: Vec::new(),
             errands: 0,
             unremoved: Vec::new(),
@@ -212,6 +215,7 @@ impl Router {
             session.send(delivery.fail(FailureReason::Disconnected(reason.clone())));
         }
         self.parked = None;
+        self.following.clear();
         self.orphans.clear();
         self.unremoved.clear();
         self.ended_while_starting.clear();
@@ -273,6 +277,7 @@ impl Handler<ConnectionEvent> for Router {
                             .send(SessionEvent::Interrupted(Interrupted { process_id }));
                     }
                 }
+                self.follow_up(context);
             }
             ConnectionEvent::Resumed => {
                 self.turns.link_up();

@@ -122,43 +122,54 @@ async fn p6_sessions_carry_on_and_hear_of_it_only_if_they_want_to() {
 
 #[actix::test]
 async fn p3_a_session_is_not_behind_with_what_was_missed_and_what_comes_with_it() {
-    checked(async {
-        let (mux, mut peer, mut dials) = connect(config()).await;
-        let (session, recording) = Recorder::start_session();
-        // Two outputs fit in.
-        let session = session.budget(2 * 129).overflow(Overflow::Fail);
-        mux.register("p", session).await.unwrap();
-        peer.output("p", 1, "stdout", "a").await;
-        drop(peer);
-        let mut peer = dials.resume().await;
-        let read = peer.expect("process/read").await;
-        let retained = |seqs: RangeInclusive<u64>| {
-            let next_seq = seqs.end() + 1;
-            let chunks: Vec<_> = seqs
-                .map(|seq| json!({"seq": seq, "stream": "stdout", "chunk": "Yg=="}))
-                .collect();
-            json!({
-                "chunks": chunks, "nextSeq": next_seq,
-                "exited": false, "exitCode": null, "closed": false,
-            })
-        };
-        let output = json!({"processId": "p", "seq": 4, "stream": "stdout", "chunk": "Yg=="});
-        peer.send_at_once([
-            json!({"id": read.id, "result": retained(2..=3)}),
-            json!({"method": "process/output", "params": output}),
-        ])
+    for others_lag in [false, true] {
+        checked(async {
+            let (mux, mut peer, mut dials) = connect(config()).await;
+            let (other, others) = Recorder::start_session();
+            let (session, recording) = Recorder::start_session();
+            // Two outputs fit in.
+            let session = session.budget(2 * 129).overflow(Overflow::Fail);
+            mux.register("p", session).await.unwrap();
+            peer.output("p", 1, "stdout", "a").await;
+            drop(peer);
+            let mut peer = dials.resume().await;
+            let read = peer.expect("process/read").await;
+            let retained = |seqs: RangeInclusive<u64>| {
+                let next_seq = seqs.end() + 1;
+                let chunks: Vec<_> = seqs
+                    .map(|seq| json!({"seq": seq, "stream": "stdout", "chunk": "Yg=="}))
+                    .collect();
+                json!({
+                    "chunks": chunks, "nextSeq": next_seq,
+                    "exited": false, "exitCode": null, "closed": false,
+                })
+            };
+            let output = json!({"processId": "p", "seq": 4, "stream": "stdout", "chunk": "Yg=="});
+            let mut said = Vec::new();
+            if others_lag {
+                mux.register("other", other.budget(2 * 129)).await.unwrap();
+                said.extend([1, 2, 3].map(|seq| {
+                let params =
+                    json!({"processId": "other", "seq": seq, "stream": "stdout", "chunk": "Yg=="});
+                json!({"method": "process/output", "params": params})
+            }));
+            }
+            said.push(json!({"id": read.id, "result": retained(2..=3)}));
+            said.push(json!({"method": "process/output", "params": output}));
+            peer.send_at_once(said).await;
+            // What does not fit is read again.
+            let read = peer.expect("process/read").await;
+            let after_seq = read.params["afterSeq"].as_u64().unwrap();
+            peer.answer(&read, retained(after_seq + 1..=4)).await;
+            peer.exited("p", 5, 0).await;
+            peer.closed("p", 6).await;
+            let record = recording.record().await;
+            assert!(record.failed.is_none(), "{:?}", record.failed);
+            assert_eq!((&record.stdout[..], record.exit_code()), (&b"abbb"[..], 0));
+            drop(others);
+        })
         .await;
-        // What does not fit is read again.
-        let read = peer.expect("process/read").await;
-        let after_seq = read.params["afterSeq"].as_u64().unwrap();
-        peer.answer(&read, retained(after_seq + 1..=4)).await;
-        peer.exited("p", 5, 0).await;
-        peer.closed("p", 6).await;
-        let record = recording.record().await;
-        assert!(record.failed.is_none(), "{:?}", record.failed);
-        assert_eq!((&record.stdout[..], record.exit_code()), (&b"abbb"[..], 0));
-    })
-    .await;
+    }
 }
 
 #[actix::test]

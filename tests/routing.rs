@@ -12,10 +12,10 @@ use execmux::{
     StartError, Started,
     protocol::{StartProcess, Stream},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{
     checked,
-    peer::{Peer, config, frame},
+    peer::{Peer, Request, config, frame},
     recorder::{Recorder, Stop, Tap},
     soon,
 };
@@ -227,26 +227,52 @@ async fn a_refused_start_leaves_no_route_when_it_is_told() {
     .await;
 }
 
+/// Three outputs of a session that has room for two, so that what comes behind them waits until it has consumed.
+fn more_than_fits(process_id: &str) -> [Value; 3] {
+    let chunk = base64_simd::STANDARD.encode_to_string("x".repeat(1000));
+    [1, 2, 3].map(|seq| {
+        let params =
+            json!({"processId": process_id, "seq": seq, "stream": "stdout", "chunk": chunk});
+        json!({"method": "process/output", "params": params})
+    })
+}
+
+/// The end of a process, and behind it the refusal of a request, as a process is not known.
+fn end_and_refusal(process_id: &str, seq: u64, request: &Request) -> [Value; 3] {
+    let exited = json!({"processId": process_id, "seq": seq, "exitCode": 7});
+    let closed = json!({"processId": process_id, "seq": seq + 1});
+    let error = json!({"code": -32600, "message": format!("unknown process id {process_id}")});
+    [
+        json!({"method": "process/exited", "params": exited}),
+        json!({"method": "process/closed", "params": closed}),
+        json!({"id": request.id, "error": error}),
+    ]
+}
+
 #[actix::test]
 async fn p2_a_session_is_told_what_comes_with_the_refusal_of_its_start() {
-    checked(async {
-        let (mux, mut peer) = Peer::connect(config()).await;
-        let (session, recording) = Recorder::start_session();
-        let refused = spawn_start(&mux, "p", session);
-        let request = peer.expect("process/start").await;
-        let error = json!({"code": -32600, "message": "process p already exists"});
-        peer.send_at_once([
-            json!({"method": "process/exited", "params": {"processId": "p", "seq": 1, "exitCode": 7}}),
-            json!({"method": "process/closed", "params": {"processId": "p", "seq": 2}}),
-            json!({"id": request.id, "error": error}),
-        ])
+    for others_lag in [false, true] {
+        checked(async {
+            let (mux, mut peer) = Peer::connect(config()).await;
+            let (other, others) = Recorder::start_session();
+            start(&mux, &mut peer, "other", other.budget(2500)).await;
+            let (session, recording) = Recorder::start_session();
+            let refused = spawn_start(&mux, "p", session);
+            let request = peer.expect("process/start").await;
+            let mut said = Vec::new();
+            if others_lag {
+                said.extend(more_than_fits("other"));
+            }
+            said.extend(end_and_refusal("p", 1, &request));
+            peer.send_at_once(said).await;
+            let error = soon(refused).await.unwrap().unwrap_err();
+            assert!(matches!(error, StartError::Call(_)), "{error:?}");
+            let record = recording.record().await;
+            assert_eq!((record.exit_code(), record.last_seq), (7, 2));
+            drop(others);
+        })
         .await;
-        let error = soon(refused).await.unwrap().unwrap_err();
-        assert!(matches!(error, StartError::Call(_)), "{error:?}");
-        let record = recording.record().await;
-        assert_eq!((record.exit_code(), record.last_seq), (7, 2));
-    })
-    .await;
+    }
 }
 
 #[actix::test]
@@ -582,42 +608,47 @@ async fn p5_a_session_that_lags_is_healed_when_it_consumes_and_others_do_not_not
 
 #[actix::test]
 async fn p2_an_end_that_comes_with_the_refusal_of_a_read_is_told() {
-    checked(async {
-        let (mux, mut peer) = Peer::connect(config()).await;
-        let (tap, mut events) = Tap::start_session();
-        start(&mux, &mut peer, "p", Session::from(tap.recipient()).budget(2500)).await;
-        for seq in 1..=3 {
-            peer.output("p", seq, "stdout", &"x".repeat(1000)).await;
-        }
-        for seq in 1..=2 {
+    for others_lag in [false, true] {
+        checked(async {
+            let (mux, mut peer) = Peer::connect(config()).await;
+            let (other, others) = Recorder::start_session();
+            start(&mux, &mut peer, "other", other.budget(2500)).await;
+            let (tap, mut events) = Tap::start_session();
+            let session = Session::from(tap.recipient()).budget(2500);
+            start(&mux, &mut peer, "p", session).await;
+            for output in more_than_fits("p") {
+                peer.send(output).await;
+            }
+            for seq in 1..=2 {
+                match events.next().await.unwrap() {
+                    SessionEvent::Output(output) => assert_eq!(output.seq, seq),
+                    other => panic!("{other:?}"),
+                }
+            }
+            let read = peer.expect("process/read").await;
+            assert_eq!(read.params["afterSeq"], 2);
+            let mut said = Vec::new();
+            if others_lag {
+                said.extend(more_than_fits("other"));
+            }
+            said.extend(end_and_refusal("p", 4, &read));
+            peer.send_at_once(said).await;
             match events.next().await.unwrap() {
-                SessionEvent::Output(output) => assert_eq!(output.seq, seq),
+                SessionEvent::Gap(gap) => assert_eq!((gap.after_seq, gap.before_seq), (2, 4)),
                 other => panic!("{other:?}"),
             }
-        }
-        let read = peer.expect("process/read").await;
-        assert_eq!(read.params["afterSeq"], 2);
-        let error = json!({"code": -32600, "message": "unknown process id p"});
-        peer.send_at_once([
-            json!({"method": "process/exited", "params": {"processId": "p", "seq": 4, "exitCode": 7}}),
-            json!({"method": "process/closed", "params": {"processId": "p", "seq": 5}}),
-            json!({"id": read.id, "error": error}),
-        ])
+            match events.next().await.unwrap() {
+                SessionEvent::Exited(exited) => assert_eq!((exited.seq, exited.exit_code), (4, 7)),
+                other => panic!("{other:?}"),
+            }
+            match events.next().await.unwrap() {
+                SessionEvent::Closed(closed) => assert!(closed.seq == 5 && !closed.complete),
+                other => panic!("{other:?}"),
+            }
+            drop(others);
+        })
         .await;
-        match events.next().await.unwrap() {
-            SessionEvent::Gap(gap) => assert_eq!((gap.after_seq, gap.before_seq), (2, 4)),
-            other => panic!("{other:?}"),
-        }
-        match events.next().await.unwrap() {
-            SessionEvent::Exited(exited) => assert_eq!((exited.seq, exited.exit_code), (4, 7)),
-            other => panic!("{other:?}"),
-        }
-        match events.next().await.unwrap() {
-            SessionEvent::Closed(closed) => assert!(closed.seq == 5 && !closed.complete),
-            other => panic!("{other:?}"),
-        }
-    })
-    .await;
+    }
 }
 
 #[actix::test]

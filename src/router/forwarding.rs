@@ -190,6 +190,7 @@ impl Router {
             Err(still) => self.parked = Some(still.with(taken)),
             Ok(notifications) => taken.send(notifications),
         }
+        self.follow_up(context);
     }
 
     /// Forwards an event, or returns it if it has to wait.

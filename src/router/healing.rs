@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use actix::{AsyncContext as _, Context, Handler, Message, WeakAddr};
 use log::debug;
 
-use super::{Router, routes::RouteKey};
+use super::{Router, parking::Following, routes::RouteKey};
 use crate::{
     connection::{Call, Dispatch, ReplySlot, decode_response},
     error::CallError,
@@ -178,6 +178,12 @@ impl Handler<ReadEnded> for Router {
     type Result = ();
 
     fn handle(&mut self, ended: ReadEnded, context: &mut Self::Context) {
+        self.follow(Following::Read(ended), context);
+    }
+}
+
+impl Router {
+    pub(super) fn end_read(&mut self, ended: ReadEnded, context: &mut Context<Self>) {
         let ReadEnded {
             process_id,
             key,

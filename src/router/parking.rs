@@ -1,20 +1,60 @@
 //! What waits for a session that wants nothing to be lost: the socket is read on when it is taken.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, mem, rc::Rc};
 
 use actix::{
     Context,
     dev::{MessageResponse, OneshotSender},
 };
 
-use super::Router;
-use crate::{connection::ConnectionEvent, protocol::Notifications};
+use super::{Router, healing::ReadEnded, start::StartEnded};
+use crate::{
+    connection::ConnectionEvent,
+    protocol::{Notifications, ProcessId},
+};
 
 /// Notifications that have to wait, and who waits until they are taken.
 #[derive(Debug)]
 pub(super) struct Parked {
     notifications: Notifications,
     taken: TakenSender,
+}
+
+/// An answer that changes what becomes of the events of a process, and waits for those that came before it.
+pub(super) enum Following {
+    Read(ReadEnded),
+    Start(StartEnded),
+}
+
+impl Following {
+    fn process_id(&self) -> &ProcessId {
+        match self {
+            Following::Read(ended) => &ended.process_id,
+            Following::Start(ended) => &ended.process_id,
+        }
+    }
+}
+
+impl Router {
+    /// Takes an answer into account, or, if events wait that came before it, when those are taken.
+    pub(super) fn follow(&mut self, answer: Following, context: &mut Context<Self>) {
+        let parked = self.parked.as_ref();
+        if parked.is_some_and(|parked| parked.has_events_of(answer.process_id())) {
+            self.following.push_back(answer);
+            return;
+        }
+        match answer {
+            Following::Read(ended) => self.end_read(ended, context),
+            Following::Start(ended) => self.end_start(ended, context),
+        }
+    }
+
+    /// Takes into account what had to wait for events that do not any more.
+    pub(super) fn follow_up(&mut self, context: &mut Context<Self>) {
+        for answer in mem::take(&mut self.following) {
+            self.follow(answer, context);
+        }
+    }
 }
 
 /// Tells the task that reads that its batch is taken.
@@ -43,6 +83,13 @@ impl Parked {
 
     pub(super) fn taken(&self) -> TakenSender {
         self.taken.clone()
+    }
+
+    /// Whether events of a process are among them.
+    fn has_events_of(&self, process_id: &ProcessId) -> bool {
+        let process_id = process_id.as_str().as_bytes();
+        let mut waiting = self.notifications.process_ids();
+        waiting.any(|waiting| waiting == process_id)
     }
 
     pub(super) fn into_parts(self) -> (Notifications, TakenSender) {

@@ -8,7 +8,8 @@ use actix::{
 };
 
 use super::{
-    Router, healing::is_unknown_process, register::Register, routes::RouteKey, session::Session,
+    Router, healing::is_unknown_process, parking::Following, register::Register, routes::RouteKey,
+    session::Session,
 };
 use crate::{
     connection::{Call, Connection, Dispatch, ReplySlot, decode_response, reply},
@@ -298,6 +299,12 @@ impl Handler<StartEnded> for Router {
     type Result = ();
 
     fn handle(&mut self, ended: StartEnded, context: &mut Self::Context) {
+        self.follow(Following::Start(ended), context);
+    }
+}
+
+impl Router {
+    pub(super) fn end_start(&mut self, ended: StartEnded, context: &mut Context<Self>) {
         let StartEnded {
             process_id,
             key,
