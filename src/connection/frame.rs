@@ -110,6 +110,8 @@ const MAX_CONTROL_PAYLOAD: usize = 125;
 #[derive(Debug)]
 pub(crate) struct Decoder {
     max_message_size: usize,
+    /// Frames with more are looked at before all has come.
+    large_from: usize,
     /// The beginning of a fragmented message: whether it is text, and what has come of it.
     fragments: Option<(Opcode, BytesMut)>,
     /// What a large frame is of which not all has come.
@@ -132,8 +134,13 @@ struct Header {
 
 impl Decoder {
     pub(crate) fn new(max_message_size: usize) -> Self {
+        Decoder::with_large_from(max_message_size, KEPT_CAPACITY)
+    }
+
+    pub(crate) fn with_large_from(max_message_size: usize, large_from: usize) -> Self {
         Decoder {
             max_message_size,
+            large_from,
             fragments: None,
             large: None,
         }
@@ -152,7 +159,7 @@ impl Decoder {
         }
         while let Some(header) = self.header(buffer)? {
             if buffer.len() - header.payload_start < header.payload_len {
-                if header.payload_len > KEPT_CAPACITY {
+                if header.payload_len > self.large_from {
                     self.begin(&header, buffer);
                 }
                 return Ok(None);

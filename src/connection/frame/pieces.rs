@@ -2,7 +2,7 @@
 //! the reads end, nor on how they are cut into fragments.
 
 use crate::{
-    fuzzing::{Cut, read},
+    fuzzing::{Cut, read, whole_file},
     seeds::{self, Random},
 };
 
@@ -56,7 +56,10 @@ impl Sent {
 
     fn message(&mut self, random: &mut Random) {
         let below = random.pick(&[1, 200, 200, 2_000, LIMIT as u64 + 1]);
-        let payload = payload(random, below);
+        let payload = match random.chance(30) {
+            true => answer(random, below),
+            false => payload(random, below),
+        };
         let mut rest = &payload[..];
         let opcode = random.pick(&[1, 1, 1, 2]);
         let mut first = opcode;
@@ -70,7 +73,10 @@ impl Sent {
         }
         self.frame(0x80 | first, rest, random);
         self.messages.push(match opcode {
-            1 => Cut::Text(payload.into()),
+            1 => match whole_file(&payload) {
+                Some((id, content)) => Cut::File(id, content),
+                None => Cut::Text(payload.into()),
+            },
             _ => Cut::Binary(payload.len()),
         });
     }
@@ -81,6 +87,22 @@ fn payload(random: &mut Random, below: u64) -> Vec<u8> {
     let of = random.pick(&[&b"abc"[..], "äöü".as_bytes(), b"a\xFF"]);
     let length = random.below(below) as usize;
     of.iter().copied().cycle().take(length).collect()
+}
+
+/// The answer to a request for a file, or one that is like it.
+fn answer(random: &mut Random, below: u64) -> Vec<u8> {
+    let length = random.below(below * 3 / 4 + 1) as usize;
+    let content: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
+    let base64 = base64_simd::STANDARD.encode_to_string(content);
+    let more = random.pick(&["", "", "", r#","eof":true"#]);
+    let mut answer =
+        format!(r#"{{"id":7,"result":{{"dataBase64":"{base64}"{more}}}}}"#).into_bytes();
+    if random.chance(30) {
+        let at = random.below(answer.len() as u64) as usize;
+        answer[at] = random.pick(b"=\"!}A");
+    }
+    answer.truncate(LIMIT);
+    answer
 }
 
 /// Reads of every size, in `random`'s order.
