@@ -233,7 +233,7 @@ impl Decoder {
     /// Returns how many bytes the frame at the front of `buffer` still lacks, as far as its header tells, if it has to
     /// be there as a whole.
     pub(crate) fn missing(&self, buffer: &[u8]) -> usize {
-        if let Some(Large::File(_)) = self.large {
+        if self.is_within_file() {
             return 0;
         }
         match self.header(buffer) {
@@ -248,6 +248,11 @@ impl Decoder {
     /// Whether something of a message has come that is not whole.
     pub(crate) fn is_within_message(&self) -> bool {
         self.fragments.is_some() || self.large.is_some()
+    }
+
+    /// Whether what comes next is of a file that is decoded as it comes.
+    pub(crate) fn is_within_file(&self) -> bool {
+        matches!(self.large, Some(Large::File(_)))
     }
 
     /// How much has come of a message in fragments.
