@@ -382,6 +382,22 @@ async fn pings_and_notifications_during_the_handshake_do_no_harm() {
 }
 
 #[actix::test]
+async fn an_answer_in_the_handshake_may_look_like_a_large_file() {
+    checked(async {
+        let mux = shake(async |peer| {
+            let initialize = peer.expect("initialize").await;
+            peer.answer(&initialize, json!({"dataBase64": "A".repeat(2 << 20)}))
+                .await;
+            assert_eq!(peer.json().await["method"], "initialized");
+            let info = peer.expect("environment/info").await;
+            peer.reject(&info, -32601, "stub").await;
+        });
+        mux.await.unwrap();
+    })
+    .await;
+}
+
+#[actix::test]
 async fn what_is_no_exec_server_is_told() {
     checked(async {
         type Script = fn(i64) -> Value;

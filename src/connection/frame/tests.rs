@@ -256,14 +256,14 @@ fn p4_a_large_file_is_decoded_as_it_comes_and_what_is_none_comes_as_it_is() {
             said.extend_from_slice(&served(ws::Message::Text(text.to_owned().into())));
         }
         let file = || Decoded::File(7, content.clone().into());
-        let text = |text: &str| Decoded::Text(text.to_owned());
+        let as_text = |text: &str| Decoded::Text(text.to_owned());
         let expected = [
-            text(&broken),
+            as_text(&broken),
             file(),
-            text("a"),
+            as_text("a"),
             file(),
-            text(&with_more),
-            text(&super::tests::text(2 << 20)),
+            as_text(&with_more),
+            as_text(&text(2 << 20)),
             file(),
         ];
         for lengths in [&[100_000][..], &[1, 2, 3, 5, 40_000, 61], &[300_001, 3]] {
