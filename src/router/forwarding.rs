@@ -188,9 +188,11 @@ impl Router {
         let (notifications, taken) = parked.into_parts();
         match self.forward_all(notifications, context) {
             Err(still) => self.parked = Some(still.with(taken)),
-            Ok(notifications) => taken.send(notifications),
+            Ok(notifications) => {
+                taken.send(notifications);
+                self.follow_up(context);
+            }
         }
-        self.follow_up(context);
     }
 
     /// Forwards an event, or returns it if it has to wait.

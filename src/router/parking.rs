@@ -36,7 +36,7 @@ impl Following {
 }
 
 impl Router {
-    /// Takes an answer into account, or, if events wait that came before it, when those are taken.
+    /// Takes an answer into account, or, if events of its process wait, when all that waits is taken.
     pub(super) fn follow(&mut self, answer: Following, context: &mut Context<Self>) {
         let parked = self.parked.as_ref();
         if parked.is_some_and(|parked| parked.has_events_of(answer.process_id())) {
@@ -49,7 +49,7 @@ impl Router {
         }
     }
 
-    /// Takes into account what had to wait for events that do not any more.
+    /// Takes into account what had to wait for events, when these do not any more.
     pub(super) fn follow_up(&mut self, context: &mut Context<Self>) {
         for answer in mem::take(&mut self.following) {
             self.follow(answer, context);
