@@ -36,12 +36,13 @@ mod recovery;
 mod socket;
 mod sweeper;
 
-use std::{fmt, rc::Rc, time::Duration};
+use std::{fmt, mem, rc::Rc, time::Duration};
 
 use actix::{
     Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, Recipient,
     WeakRecipient,
 };
+use bytes::Bytes;
 use log::debug;
 use tokio::{
     sync::oneshot,
@@ -189,6 +190,9 @@ impl Message for LinkEnded {
 /// their deadline.
 const ABANDONED_CHECK: Duration = Duration::from_secs(1);
 
+/// How much memory is kept for the next request.
+const KEPT_SCRATCH: usize = 1 << 10;
+
 /// The actor that owns a WebSocket and its calls. [`Mux`](crate::Mux) starts it.
 ///
 /// When its connection is gone it goes on to answer every call with the reason.
@@ -206,6 +210,8 @@ pub struct Connection {
     /// Shared with the task that reads, and with the answer of [`Handler<Call>`], which actix asks for a place to put
     /// the reply sender only after `handle` has returned. None of them run at the same time.
     calls: Rc<Calls>,
+    /// Empty: memory for the next request to be encoded in.
+    scratch: Vec<u8>,
     sweeper: Sweeper,
     /// Since when the server has been asked whether it still answers.
     probed: Option<Instant>,
@@ -255,6 +261,7 @@ impl Connection {
                 overdue: None,
                 calls: Rc::new(Calls::new(pending, outgoing.clone())),
                 outgoing,
+                scratch: Vec::new(),
                 sweeper: Sweeper::start(context.address().downgrade()),
                 probed: None,
                 resumes: 0,
@@ -298,7 +305,7 @@ impl Connection {
         });
     }
 
-    /// Queues a request. Returns the id under which its answer is to be awaited, and the request if it is
+    /// Writes a request, or queues it. Returns the id under which its answer is to be awaited, and the request if it is
     /// to be made again when the answer is lost.
     fn submit<M: Method>(
         &mut self,
@@ -314,8 +321,7 @@ impl Connection {
         method
             .supported_by(&self.server.capabilities)
             .map_err(|missing| CallError::unsupported(M::NAME, missing))?;
-        let mut pending = self.calls.pending.borrow_mut();
-        let in_flight = pending.len();
+        let in_flight = self.calls.pending.borrow().len();
         let refused = |refused, queued_bytes| match refused {
             Refused::Full => CallError::Overloaded {
                 method: M::NAME,
@@ -327,44 +333,75 @@ impl Connection {
                 process_id,
             },
         };
-        let mut queue = self.outgoing.queue();
         if in_flight >= self.config.max_calls_in_flight {
-            return Err(refused(Refused::Full, queue.bytes()));
+            return Err(refused(Refused::Full, self.outgoing.queued_bytes()));
         }
         let lane = method.lane();
-        queue.check(lane).map_err(|why| refused(why, 0))?;
-        let id = pending.next_id();
-        let json = jsonrpc::encode_request(id, method, self.server.dialect).map_err(|source| {
+        let stuck = self.outgoing.queue_quietly().check(lane);
+        stuck.map_err(|why| refused(why, 0))?;
+        let id = self.calls.pending.borrow_mut().next_id();
+        let mut json = mem::take(&mut self.scratch);
+        jsonrpc::write_request(id, method, self.server.dialect, &mut json).map_err(|source| {
             CallError::InvalidRequest {
                 method: M::NAME,
                 source,
             }
         })?;
-        let request = Request {
-            id,
-            json: json.into(),
-            is_control: lane == Lane::Control,
-        };
         let is_repeatable = match repeat {
             Repeat::Never => false,
             Repeat::Always => true,
             Repeat::ById => self.server.dialect.deduplicates_writes,
         };
-        let repeat = (is_repeatable && self.lifecycle.can_resume()).then(|| request.clone());
+        let is_repeated = is_repeatable && self.lifecycle.can_resume();
+        // Where nothing else is under way, there is nothing to write it together with.
+        let writer = self.link.as_ref().and_then(|link| link.writer.as_ref());
+        let is_written =
+            in_flight == 0 && writer.is_some_and(|writer| writer.write_at_once(lane, id, &json));
+        if is_written && !is_repeated {
+            self.recycle(json);
+            return Ok((id, None));
+        }
+        let request = Request {
+            id,
+            json: self.keep(json),
+            is_control: lane == Lane::Control,
+        };
+        if is_written {
+            return Ok((id, Some(request)));
+        }
+        let repeat = is_repeated.then(|| request.clone());
+        let mut queue = self.outgoing.queue();
         queue
             .push(lane, request)
             .map_err(|why| refused(why, queue.bytes()))?;
         Ok((id, repeat))
     }
 
+    /// Returns a request to be kept. A copy of a small one has its exact size: more room would be another allocation.
+    fn keep(&mut self, json: Vec<u8>) -> Bytes {
+        if json.capacity() > KEPT_SCRATCH {
+            return json.into();
+        }
+        let exact = Bytes::copy_from_slice(&json);
+        self.recycle(json);
+        exact
+    }
+
+    /// Keeps the memory of a request for the next one, if it is not much.
+    fn recycle(&mut self, mut json: Vec<u8>) {
+        if json.capacity() <= KEPT_SCRATCH {
+            json.clear();
+            self.scratch = json;
+        }
+    }
+
     /// Makes room, sends the request, and sees to its deadline.
     fn call<M: Method>(&mut self, call: &Call<M>, repeat: Repeat) -> Result<Submitted, CallError> {
-        let now = Instant::now();
-        let is_full = self.calls.pending.borrow().len() >= self.config.max_calls_in_flight;
-        if self.sweeper.is_due(now) || is_full && self.sweeper.may_find_room(now) {
-            self.sweep(now);
-        }
+        let in_flight = self.calls.pending.borrow().len();
+        let now = (in_flight > 0).then(|| self.make_room(in_flight));
         let (id, repeat) = self.submit(&call.method, repeat)?;
+        // Of a call by itself the clock is read when it is on its way.
+        let now = now.unwrap_or_else(Instant::now);
         let timeout = call.timeout.unwrap_or(self.config.call_timeout);
         self.sweeper.before(now + timeout.min(ABANDONED_CHECK));
         Ok(Submitted {
@@ -374,6 +411,16 @@ impl Connection {
             repeat,
             calls: self.calls.clone(),
         })
+    }
+
+    /// Sweeps if it is time to, or if that may find room for another call. Returns what time it is.
+    fn make_room(&mut self, in_flight: usize) -> Instant {
+        let now = Instant::now();
+        let is_full = in_flight >= self.config.max_calls_in_flight;
+        if self.sweeper.is_due(now) || is_full && self.sweeper.may_find_room(now) {
+            self.sweep(now);
+        }
+        now
     }
 
     /// Ends the calls whose time is up and drops those that nobody waits for.

@@ -126,7 +126,7 @@ pub enum DisconnectReason {
     /// Reading from the socket failed, or panicked.
     #[error("reading failed: {0}")]
     ReadFailed(#[source] Arc<io::Error>),
-    /// Writing to the socket failed.
+    /// Writing to the socket failed, or panicked.
     #[error("writing failed: {0}")]
     WriteFailed(#[source] Arc<io::Error>),
     /// Nothing came for [`Config::silence_timeout`](crate::Config::silence_timeout), not even the

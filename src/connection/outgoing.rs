@@ -3,7 +3,11 @@
 use std::{
     cell::{Cell, RefCell, RefMut},
     collections::VecDeque,
-    rc::Rc,
+    future::poll_fn,
+    panic::{self, AssertUnwindSafe},
+    rc::{Rc, Weak},
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -14,10 +18,14 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{pending::RequestId, queue::Queue, socket::MessageWriter};
+use super::{
+    pending::RequestId,
+    queue::Queue,
+    socket::{self, MessageWriter},
+};
 use crate::{
     error::DisconnectReason,
-    protocol::{ProcessId, encode_consumed},
+    protocol::{Lane, ProcessId, encode_consumed},
     task,
 };
 
@@ -55,8 +63,18 @@ impl Outgoing {
 
     /// The queue. What is added to it is written when the caller returns to its task.
     pub(crate) fn queue(&self) -> RefMut<'_, Queue> {
-        self.0.changed.notify_one();
+        self.write_soon();
+        self.queue_quietly()
+    }
+
+    /// The queue, for those who see to it that what they add to it is written.
+    pub(crate) fn queue_quietly(&self) -> RefMut<'_, Queue> {
         self.0.queue.borrow_mut()
+    }
+
+    /// Has what waits written when the caller returns to its task.
+    pub(crate) fn write_soon(&self) {
+        self.0.changed.notify_one();
     }
 
     /// Notes that a request is answered.
@@ -84,6 +102,8 @@ pub(crate) struct Writer {
     outgoing: Outgoing,
     answers: Rc<RefCell<VecDeque<Frame>>>,
     is_finishing: Rc<Cell<bool>>,
+    /// The task's.
+    writing: Weak<RefCell<Writing>>,
     /// Tells the task until when it may write what is queued; dropped with this, that it may for as long
     /// as a close may take.
     stop: Option<oneshot::Sender<Instant>>,
@@ -105,8 +125,12 @@ impl Writer {
             writer,
             outgoing: outgoing.clone(),
             answers: answers.clone(),
-            is_finishing: is_finishing.clone(),
+            gathered: 0,
+            failed: None,
         };
+        let writing = Rc::new(RefCell::new(writing));
+        let for_writer = Rc::downgrade(&writing);
+        let run = run(writing, outgoing.clone(), is_finishing.clone());
         // Ends when the handle is dropped: after what is queued is written, or after the timeout.
         task::spawn(async move {
             let overdue = async {
@@ -120,7 +144,7 @@ impl Writer {
             select! {
                 biased;
                 () = overdue => {}
-                written = writing.run() => if let Err(reason) = written {
+                written = run => if let Err(reason) = written {
                     // If nobody listens, the connection has ended for another reason.
                     let _unheard = failed.send(reason);
                 },
@@ -134,9 +158,43 @@ impl Writer {
             outgoing,
             answers,
             is_finishing,
+            writing: for_writer,
             stop: Some(stop),
         };
         (writer, for_answers)
+    }
+
+    /// Writes a request in the caller's turn, if nothing else is to be written, and the last write was of one message
+    /// too: otherwise there would be a write for each, where the task writes many at once. Where it returns `false`,
+    /// the request is one to queue.
+    ///
+    /// It spares the way through the queue, and the task its turn. Only where the socket does not take all, it is the
+    /// task that goes on.
+    pub(crate) fn write_at_once(&self, lane: Lane<'_>, id: RequestId, json: &[u8]) -> bool {
+        let Some(writing) = self.writing.upgrade() else {
+            return false;
+        };
+        let mut writing = writing.borrow_mut();
+        if writing.gathered > 1
+            || !writing.writer.buffer.is_empty()
+            || !self.answers.borrow().is_empty()
+            || !self.outgoing.queue_quietly().pass(lane, id, json.len())
+        {
+            return false;
+        }
+        let MessageWriter {
+            encoder, buffer, ..
+        } = &mut writing.writer;
+        encoder.text(json, buffer);
+        match writing.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(reason)) => {
+                writing.failed = Some(reason);
+                self.outgoing.write_soon();
+            }
+            Poll::Pending => self.outgoing.write_soon(),
+        }
+        true
     }
 
     /// Writes nothing more. What is queued stays: either for the next link, or its callers are told
@@ -191,43 +249,77 @@ impl Answers {
     }
 }
 
+/// What is being written to one link.
 struct Writing {
     writer: MessageWriter,
     outgoing: Outgoing,
     answers: Rc<RefCell<VecDeque<Frame>>>,
+    /// How many messages the last write was of.
+    gathered: usize,
+    /// Why a write failed that was not the task's.
+    failed: Option<DisconnectReason>,
+}
+
+/// Writes what is queued, as it comes, until that is to be the end.
+async fn run(
+    writing: Rc<RefCell<Writing>>,
+    outgoing: Outgoing,
     is_finishing: Rc<Cell<bool>>,
+) -> Result<(), DisconnectReason> {
+    loop {
+        poll_fn(|context| writing.borrow_mut().poll(context)).await?;
+        // A write that waits for another goes when that is answered.
+        if is_finishing.get() && outgoing.queued_bytes() == 0 {
+            break;
+        }
+        outgoing.0.changed.notified().await;
+    }
+    writing.borrow_mut().writer.gather_close();
+    poll_fn(|context| writing.borrow_mut().writer.poll_close(context)).await
 }
 
 impl Writing {
-    async fn run(mut self) -> Result<(), DisconnectReason> {
-        let shared = self.outgoing.0.clone();
+    /// Writes all that is queued. The socket may be the application's, and panic.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), DisconnectReason>> {
+        let write = AssertUnwindSafe(|| self.poll_write(context));
+        panic::catch_unwind(write).unwrap_or_else(|_| {
+            let error = Arc::new(socket::panicked());
+            Poll::Ready(Err(DisconnectReason::WriteFailed(error)))
+        })
+    }
+
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<Result<(), DisconnectReason>> {
+        if let Some(reason) = self.failed.take() {
+            return Poll::Ready(Err(reason));
+        }
         loop {
-            self.fill();
             if self.writer.buffer.is_empty() {
-                // A write that waits for another goes when that is answered.
-                if self.is_finishing.get() && shared.queue.borrow().bytes() == 0 {
-                    return self.writer.close().await;
+                match self.fill() {
+                    0 => return Poll::Ready(Ok(())),
+                    gathered => self.gathered = gathered,
                 }
-                shared.changed.notified().await;
-                continue;
             }
-            let flows = || shared.queue.borrow_mut().flows(Instant::now());
-            self.writer.flush_noting(flows).await?;
-            shared.queue.borrow_mut().flushed(Instant::now());
+            let queue = &self.outgoing.0.queue;
+            let flows = || queue.borrow_mut().flows(Instant::now());
+            ready!(self.writer.poll_flush(context, flows))?;
+            queue.borrow_mut().flushed(Instant::now());
         }
     }
 
-    /// Gathers what is to be written next.
-    fn fill(&mut self) {
+    /// Gathers what is to be written next, and returns how many messages that are.
+    fn fill(&mut self) -> usize {
+        let mut gathered = 0;
         while self.writer.buffer.len() < WRITE_SIZE {
             let answer = self.answers.borrow_mut().pop_front();
             if let Some(answer) = answer {
                 self.gather(answer);
+                gathered += 1;
                 continue;
             }
             let consumed = self.outgoing.0.queue.borrow_mut().next_consumed();
             if let Some((process_id, seq)) = consumed {
                 self.gather(Frame::Text(encode_consumed(&process_id, seq).into()));
+                gathered += 1;
                 continue;
             }
             let request = self.outgoing.0.queue.borrow_mut().next();
@@ -235,7 +327,9 @@ impl Writing {
                 break;
             };
             self.gather(Frame::Text(request.json));
+            gathered += 1;
         }
+        gathered
     }
 
     fn gather(&mut self, frame: Frame) {
@@ -249,3 +343,6 @@ impl Writing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

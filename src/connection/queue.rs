@@ -198,28 +198,67 @@ impl Queue {
             Lane::Control => self.control.push_back(request),
             Lane::Ordinary => self.ordinary.push_back(request),
             Lane::Stdin(process_id) => {
-                let stdin = match self.stdins.get_mut(process_id) {
-                    Some(stdin) => stdin,
-                    None => self.stdins.entry(process_id.clone()).or_default(),
-                };
-                if stdin.under_way.is_some() {
+                if self.begin_write(process_id, request.id) {
+                    self.ordinary.push_back(request);
+                } else if let Some(stdin) = self.stdins.get_mut(process_id) {
                     if stdin.bytes > 0 && stdin.bytes + cost > self.max_stdin_bytes {
                         return Err(Refused::Full);
                     }
                     stdin.bytes += cost;
                     stdin.waiting.push_back(request);
-                } else {
-                    stdin.under_way = Some(UnderWay {
-                        id: request.id,
-                        since: None,
-                    });
-                    self.writing.insert(request.id, process_id.clone());
-                    self.ordinary.push_back(request);
                 }
             }
         }
         self.bytes += cost;
         Ok(())
+    }
+
+    /// Notes that a request of this size is written past all that waits, if nothing does. It is not taken for written
+    /// before [`flushed`](Self::flushed). Where it returns `false`, it is one to [`push`](Self::push).
+    pub(crate) fn pass(&mut self, lane: Lane<'_>, id: RequestId, size: usize) -> bool {
+        if self.bytes() > 0 || !self.consumed.is_empty() {
+            return false;
+        }
+        match lane {
+            Lane::Control => {}
+            Lane::Ordinary => self.note_sent(id),
+            Lane::Stdin(process_id) => {
+                if !self.begin_write(process_id, id) {
+                    return false;
+                }
+                self.note_sent(id);
+            }
+        }
+        self.flushing += size + OVERHEAD;
+        true
+    }
+
+    /// Has a write be the one that is under way to its process, if none is.
+    fn begin_write(&mut self, process_id: &ProcessId, id: RequestId) -> bool {
+        let stdin = match self.stdins.get_mut(process_id) {
+            Some(stdin) => stdin,
+            None => self.stdins.entry(process_id.clone()).or_default(),
+        };
+        if stdin.under_way.is_some() {
+            return false;
+        }
+        stdin.under_way = Some(UnderWay { id, since: None });
+        self.writing.insert(id, process_id.clone());
+        true
+    }
+
+    /// Remembers that a request is written in the order of the calls.
+    fn note_sent(&mut self, id: RequestId) {
+        if self.sent.len() == MAX_SENT {
+            self.sent.pop_front();
+        }
+        self.sent.push_back(Sent {
+            id,
+            is_answered: false,
+        });
+        if self.writing.contains_key(&id) {
+            self.flushing_writes.push(id);
+        }
     }
 
     /// Has it told that the output of a process is consumed up to this `seq`.
@@ -254,16 +293,7 @@ impl Queue {
             Some(request) => request,
             None => {
                 let request = self.ordinary.pop_front()?;
-                if self.sent.len() == MAX_SENT {
-                    self.sent.pop_front();
-                }
-                self.sent.push_back(Sent {
-                    id: request.id,
-                    is_answered: false,
-                });
-                if self.writing.contains_key(&request.id) {
-                    self.flushing_writes.push(request.id);
-                }
+                self.note_sent(request.id);
                 request
             }
         };

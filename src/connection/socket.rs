@@ -1,20 +1,46 @@
 //! The two halves of an open WebSocket: messages in, messages out.
 
-use std::{io, mem, sync::Arc};
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    io, mem,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use awc::BoxedSocket;
-use bytes::BytesMut;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use bytes::{BufMut as _, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite as _, ReadBuf};
 
 use super::frame::{Decoder, Encoder, KEPT_CAPACITY, Message};
 use crate::error::DisconnectReason;
 
 /// Reads whole messages from a socket.
 pub(crate) struct MessageReader {
-    socket: ReadHalf<BoxedSocket>,
+    socket: Readable,
     buffer: BytesMut,
     decoder: Decoder,
     read_size: ReadSize,
+}
+
+/// What a socket has done that panics.
+pub(crate) fn panicked() -> io::Error {
+    io::Error::other("it panicked")
+}
+
+/// A socket that is written elsewhere on this thread. That of tokio's `split` is locked each time.
+struct Readable(Rc<RefCell<BoxedSocket>>);
+
+impl AsyncRead for Readable {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.borrow_mut()).poll_read(context, buffer)
+    }
 }
 
 /// How much one read may bring.
@@ -66,8 +92,10 @@ impl ReadSize {
 
 /// Writes messages to a socket: gathers them, then flushes.
 pub(crate) struct MessageWriter {
-    socket: WriteHalf<BoxedSocket>,
+    socket: Rc<RefCell<BoxedSocket>>,
     pub(crate) buffer: BytesMut,
+    /// How much of that the socket has taken.
+    written: usize,
     pub(crate) encoder: Encoder,
 }
 
@@ -77,16 +105,17 @@ pub(crate) fn split(
     read: BytesMut,
     max_message_size: usize,
 ) -> (MessageReader, MessageWriter) {
-    let (read_half, write_half) = tokio::io::split(socket);
+    let socket = Rc::new(RefCell::new(socket));
     let reader = MessageReader {
-        socket: read_half,
+        socket: Readable(socket.clone()),
         buffer: read,
         decoder: Decoder::new(max_message_size),
         read_size: ReadSize::default(),
     };
     let writer = MessageWriter {
-        socket: write_half,
+        socket,
         buffer: BytesMut::new(),
+        written: 0,
         encoder: Encoder::default(),
     };
     (reader, writer)
@@ -126,8 +155,8 @@ impl MessageReader {
             .max(missing);
         self.buffer.reserve(wanted);
         // The buffer may have more room than that, but consumers have room for a batch, not for more.
-        let mut socket = (&mut self.socket).take(wanted as u64);
-        let read = socket.read_buf(&mut self.buffer).await;
+        let mut room = (&mut self.buffer).limit(wanted);
+        let read = self.socket.read_buf(&mut room).await;
         self.read_size.bytes = *read.as_ref().unwrap_or(&0);
         match read {
             Ok(0) if self.buffer.is_empty() && !self.decoder.is_within_message() => {
@@ -143,36 +172,52 @@ impl MessageReader {
 impl MessageWriter {
     /// Writes what has been gathered.
     pub(crate) async fn flush(&mut self) -> Result<(), DisconnectReason> {
-        self.flush_noting(|| {}).await
+        poll_fn(|context| self.poll_flush(context, || {})).await
     }
 
     /// Writes what has been gathered, and has it noted when the socket takes some of it.
-    pub(crate) async fn flush_noting(&mut self, flows: impl Fn()) -> Result<(), DisconnectReason> {
-        let failed = |error| DisconnectReason::WriteFailed(Arc::new(error));
-        let mut rest = &self.buffer[..];
-        while !rest.is_empty() {
-            match self.socket.write(rest).await {
-                Ok(0) => return Err(failed(io::ErrorKind::WriteZero.into())),
-                Ok(length) => rest = &rest[length..],
-                Err(error) => return Err(failed(error)),
+    ///
+    /// Until it is ready, nothing more may be gathered.
+    pub(crate) fn poll_flush(
+        &mut self,
+        context: &mut Context<'_>,
+        flows: impl Fn(),
+    ) -> Poll<Result<(), DisconnectReason>> {
+        let failed = |error| Poll::Ready(Err(DisconnectReason::WriteFailed(Arc::new(error))));
+        let mut socket = self.socket.borrow_mut();
+        while self.written < self.buffer.len() {
+            let rest = &self.buffer[self.written..];
+            match ready!(Pin::new(&mut *socket).poll_write(context, rest)) {
+                Ok(0) => return failed(io::ErrorKind::WriteZero.into()),
+                Ok(length) => self.written += length,
+                Err(error) => return failed(error),
             }
             flows();
         }
-        self.socket.flush().await.map_err(failed)?;
+        if let Err(error) = ready!(Pin::new(&mut *socket).poll_flush(context)) {
+            return failed(error);
+        }
+        self.written = 0;
         self.buffer.clear();
         if self.buffer.capacity() > KEPT_CAPACITY {
             self.buffer = BytesMut::new();
         }
-        Ok(())
+        Poll::Ready(Ok(()))
     }
 
-    /// Says goodbye and ends this direction.
-    pub(crate) async fn close(&mut self) -> Result<(), DisconnectReason> {
+    /// Gathers a goodbye, behind which nothing may follow.
+    pub(crate) fn gather_close(&mut self) {
         self.encoder.close(&mut self.buffer);
-        self.flush().await?;
-        self.socket
-            .shutdown()
-            .await
+    }
+
+    /// Writes what has been gathered, and ends this direction.
+    pub(crate) fn poll_close(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), DisconnectReason>> {
+        ready!(self.poll_flush(context, || {}))?;
+        Pin::new(&mut *self.socket.borrow_mut())
+            .poll_shutdown(context)
             .map_err(|error| DisconnectReason::WriteFailed(Arc::new(error)))
     }
 }

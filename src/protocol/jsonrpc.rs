@@ -103,21 +103,44 @@ pub(crate) fn encode_request<M: Method>(
     encode(id, M::NAME, dialect, |params| method.write_params(params))
 }
 
-/// Encodes a request whose params `write` writes.
+/// Encodes a request into `json`, which is empty.
+pub(crate) fn write_request<M: Method>(
+    id: i64,
+    method: &M,
+    dialect: Dialect,
+    json: &mut Vec<u8>,
+) -> Result<(), InvalidRequest> {
+    let params = |params: &mut Params<'_>| method.write_params(params);
+    write(id, M::NAME, dialect, params, json)
+}
+
+/// Encodes a request whose params `write_params` writes.
 pub(crate) fn encode(
     id: i64,
     method: &str,
     dialect: Dialect,
-    write: impl FnOnce(&mut Params<'_>) -> Result<(), InvalidRequest>,
+    write_params: impl FnOnce(&mut Params<'_>) -> Result<(), InvalidRequest>,
 ) -> Result<Vec<u8>, InvalidRequest> {
     let mut json = Vec::with_capacity(128);
+    write(id, method, dialect, write_params, &mut json)?;
+    Ok(json)
+}
+
+#[inline]
+fn write(
+    id: i64,
+    method: &str,
+    dialect: Dialect,
+    write_params: impl FnOnce(&mut Params<'_>) -> Result<(), InvalidRequest>,
+    json: &mut Vec<u8>,
+) -> Result<(), InvalidRequest> {
     json.extend_from_slice(b"{\"id\":");
     json.extend_from_slice(itoa::Buffer::new().format(id).as_bytes());
     json.extend_from_slice(b",\"method\":\"");
     json.extend_from_slice(method.as_bytes());
     json.extend_from_slice(b"\",\"params\":");
-    let mut params = Params::open(&mut json, dialect);
-    write(&mut params)?;
+    let mut params = Params::open(json, dialect);
+    write_params(&mut params)?;
     params.close();
     json.push(b'}');
     if json.len() > MAX_REQUEST_SIZE {
@@ -126,7 +149,7 @@ pub(crate) fn encode(
             limit: MAX_REQUEST_SIZE,
         });
     }
-    Ok(json)
+    Ok(())
 }
 
 /// Encodes the refusal of a request of the server; nothing if its id is one that cannot be echoed.

@@ -195,3 +195,44 @@ fn p8_what_is_repeated_goes_first_and_in_order() {
     queue.answered(2);
     assert_eq!(taken(&mut queue), [4]);
 }
+
+#[test]
+fn a_request_passes_where_nothing_waits() {
+    let (mut queue, a) = (queue(), ProcessId::from("a"));
+    assert!(queue.pass(Lane::Ordinary, 1, 10));
+    assert!(!queue.pass(Lane::Ordinary, 2, 10), "it is being written");
+    assert_eq!(queue.bytes(), 10 + OVERHEAD);
+    queue.flushed(Instant::now());
+    assert_eq!(queue.bytes(), 0);
+    assert!(queue.pass(Lane::Control, 2, 10));
+    queue.flushed(Instant::now());
+    queue.consumed(a, 1);
+    assert!(!queue.pass(Lane::Control, 3, 10));
+    assert!(queue.next_consumed().is_some());
+    queue.push(Lane::Ordinary, request(3)).unwrap();
+    assert!(!queue.pass(Lane::Control, 4, 10));
+}
+
+#[test]
+fn p9_a_write_that_passes_is_under_way_as_any_other() {
+    let (mut queue, a) = (queue(), ProcessId::from("a"));
+    let (begun, second) = (Instant::now(), Duration::from_secs(1));
+    assert!(queue.pass(Lane::Stdin(&a), 1, 10));
+    assert_eq!(queue.next_overdue(second), None, "not with the socket yet");
+    queue.flushed(begun);
+    assert!(!queue.pass(Lane::Stdin(&a), 2, 10), "one at a time");
+    queue.push(Lane::Stdin(&a), request(2)).unwrap();
+    assert!(taken(&mut queue).is_empty());
+    assert_eq!(queue.next_overdue(second), Some(begun + second));
+    assert_eq!(queue.blocking(begun + second, second), Some(a.clone()));
+    assert!(queue.answered(1), "the next may go");
+    assert_eq!(taken(&mut queue), [2]);
+    queue.answered(2);
+    assert!(queue.stdins.is_empty() && queue.bytes() == 0);
+
+    assert!(queue.pass(Lane::Stdin(&a), 3, 10));
+    queue.flushed(begun);
+    queue.link_lost(vec![request(3)]);
+    assert_eq!(queue.next_overdue(second), None);
+    assert_eq!(taken(&mut queue), [3]);
+}
