@@ -1,12 +1,6 @@
 //! Tasks beside the actors, and a count of what is alive, so that tests can see that nothing is left.
 
-use std::{
-    cell::Cell,
-    future::{Future, poll_fn},
-    marker::PhantomData,
-    mem,
-    task::Poll,
-};
+use std::{cell::Cell, future::Future, marker::PhantomData};
 
 use tokio::task::JoinHandle;
 
@@ -44,20 +38,6 @@ pub(crate) fn spawn(future: impl Future<Output = ()> + 'static) -> JoinHandle<()
         let _alive = alive;
         future.await;
     })
-}
-
-/// Gives their turn to the tasks of this thread that were woken before. That of tokio waits for more: until the
-/// executor has looked for news of sockets, too.
-pub(crate) async fn yield_now() {
-    let mut has_waited = false;
-    poll_fn(|task| {
-        if mem::replace(&mut has_waited, true) {
-            return Poll::Ready(());
-        }
-        task.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// A task that ends with its owner.

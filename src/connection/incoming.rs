@@ -3,7 +3,7 @@
 use std::{
     cell::Cell,
     future::poll_fn,
-    io, mem,
+    mem,
     panic::{self, AssertUnwindSafe},
     pin::{Pin, pin},
     rc::Rc,
@@ -26,7 +26,7 @@ use super::{
     frame::{Message, Text},
     outgoing::Answers,
     pending::after,
-    socket::MessageReader,
+    socket::{MessageReader, panicked},
 };
 use crate::{
     error::DisconnectReason,
@@ -34,7 +34,6 @@ use crate::{
         FileContent, Notification, Notifications, ProcessEvent,
         jsonrpc::{self, Id, Incoming, PlainOutput},
     },
-    task,
 };
 
 /// Reads until the link ends, and then tells the connection why.
@@ -72,8 +71,7 @@ impl Reading {
                 // The socket may be the application's: if it panics, nobody would read any more, and nobody know.
                 let read = AssertUnwindSafe(|| reading.as_mut().poll(context));
                 panic::catch_unwind(read).unwrap_or_else(|_| {
-                    let error = io::Error::other("it panicked");
-                    Poll::Ready(DisconnectReason::ReadFailed(Arc::new(error)))
+                    Poll::Ready(DisconnectReason::ReadFailed(Arc::new(panicked())))
                 })
             })
             .await
@@ -91,6 +89,7 @@ impl Reading {
     /// stays in the socket, and they run while the data is still in the cache.
     async fn read(&mut self) -> DisconnectReason {
         let mut last_read = Instant::now();
+        let mut has_read = false;
         let mut pinged = None;
         let heartbeat = sleep_until(after(last_read, self.ping_after()));
         let write_failed = self.write_failed.take();
@@ -111,6 +110,12 @@ impl Reading {
         loop {
             let cut = self.cut(&mut notifications);
             let delivered = self.deliver(&mut notifications).await;
+            // Not before those whose calls were answered have had their turn: it takes its time to ask what time it is.
+            if mem::take(&mut has_read) {
+                last_read = Instant::now();
+                self.hearing.last.set(Some(last_read));
+                pinged = None;
+            }
             if let Err(reason) = delivered.and(cut) {
                 return reason;
             }
@@ -121,9 +126,7 @@ impl Reading {
                     if let Err(reason) = filled {
                         return reason;
                     }
-                    last_read = Instant::now();
-                    self.hearing.last.set(Some(last_read));
-                    pinged = None;
+                    has_read = true;
                 }
                 reason = &mut write_failed => return reason,
                 () = &mut heartbeat => {
@@ -198,11 +201,11 @@ impl Reading {
     }
 
     /// Hands the notifications to their receiver, and waits until it has taken them: it gives the memory back. Those
-    /// whose calls were answered have their turn meanwhile.
+    /// whose calls were answered have their turn meanwhile, and what they call next is on its way before more is read.
     async fn deliver(&self, notifications: &mut Notifications) -> Result<(), DisconnectReason> {
         if notifications.is_empty() {
             self.calls.hand_over_postponed();
-            task::yield_now().await;
+            tokio::task::yield_now().await;
             return Ok(());
         }
         let event = ConnectionEvent::Notifications(mem::take(notifications));
