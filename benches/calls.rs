@@ -2,8 +2,11 @@
 //!
 //! Over a loopback socket, to a load on another core. Each contender has one core, for the connection
 //! and all that call. `execmux` is this crate; `baseline` the design it came from; `floor` writes the
-//! same request again for each answer, and looks into none. Who waits for answers, and has sent all its requests at
-//! once, leaves its core idle meanwhile: the cores are kept awake.
+//! same request again for each answer, and looks into none.
+//!
+//! Who waits for answers leaves its core idle meanwhile, and who has sent all its requests at once does so for long: the
+//! cores are kept awake. One call at a time is also measured where they `sleep`, as they do where there is nothing else
+//! to do: most of the time goes into being woken then.
 //!
 //! `cargo bench --bench calls -- [--test] [--rounds N] [IN_FLIGHT] [CONTENDER...]`
 #![allow(missing_docs, clippy::unwrap_used)]
@@ -25,15 +28,15 @@ use actix::System;
 use execmux::{Config, Mux};
 use futures_util::future::join_all;
 use serde_json::json;
-use tokio::{runtime, time::timeout};
+use tokio::runtime;
 
 use self::{
     baseline::{Client, Metadata},
     floor::Floor,
     load::Load,
     measure::{
-        Contender, Medians, Options, Sample, Stopwatch, awake::Awake, median, print_table, ratio,
-        take_turns, thousands,
+        Contender, Options, Patience, Sample, Stopwatch, awake::Awake, median, print_table, ratio,
+        take_turns_apart, thousands,
     },
 };
 
@@ -69,6 +72,18 @@ struct Calls {
 }
 
 impl Calls {
+    /// For another process to [read](Self::read).
+    fn describe(self) -> Vec<String> {
+        vec![self.in_flight.to_string(), self.calls.to_string()]
+    }
+
+    fn read(arguments: &[String]) -> Self {
+        Calls {
+            in_flight: arguments[0].parse().unwrap(),
+            calls: arguments[1].parse().unwrap(),
+        }
+    }
+
     /// Fewer, to begin with.
     fn warm_up(self) -> Self {
         Calls {
@@ -111,9 +126,9 @@ async fn measure<F: Future<Output = Vec<Duration>>>(
 ) -> Sample {
     make(calls.warm_up()).await;
     answered.store(0, Relaxed);
+    let _patience = Patience::start(PATIENCE);
     let stopwatch = Stopwatch::start();
-    let made = timeout(PATIENCE, make(calls)).await;
-    let latencies = made.expect("all is answered");
+    let latencies = make(calls).await;
     let sample = stopwatch.stop();
     assert_eq!(answered.load(Relaxed), calls.calls, "of {calls:?}");
     let latency = calls.has_latency().then(|| median(latencies.into_iter()));
@@ -140,7 +155,9 @@ fn execmux(calls: Calls, load: &Load) -> Sample {
                     repeat(calls, call).await
                 })
             });
-            join_all(callers).await.swap_remove(0).unwrap()
+            // In a task of its own: what an application blocks on is polled at each wake.
+            let made = actix::spawn(join_all(callers)).await;
+            made.unwrap().swap_remove(0).unwrap()
         };
         measure(calls, &answered, make).await
     })
@@ -181,6 +198,7 @@ fn floor(calls: Calls, load: &Load) -> Sample {
             .call(REQUEST, calls.warm_up().calls, calls.in_flight as u64)
             .await;
         let mut latencies = Vec::new();
+        let _patience = Patience::start(PATIENCE);
         let stopwatch = Stopwatch::start();
         // Each by itself, to be told how long it took.
         let (turns, calls_each) = if calls.has_latency() {
@@ -188,16 +206,13 @@ fn floor(calls: Calls, load: &Load) -> Sample {
         } else {
             (1, calls.calls)
         };
-        let made = timeout(PATIENCE, async {
-            for _ in 0..turns {
-                let begun = Instant::now();
-                floor
-                    .call(REQUEST, calls_each, calls.in_flight as u64)
-                    .await;
-                latencies.push(begun.elapsed());
-            }
-        });
-        made.await.expect("all is answered");
+        for _ in 0..turns {
+            let begun = Instant::now();
+            floor
+                .call(REQUEST, calls_each, calls.in_flight as u64)
+                .await;
+            latencies.push(begun.elapsed());
+        }
         let sample = stopwatch.stop();
         let latency = calls.has_latency().then(|| median(latencies.into_iter()));
         Sample { latency, ..sample }
@@ -208,31 +223,24 @@ fn main() {
     if load::is_wanted() {
         return load::serve();
     }
-    if measure::awake::has_stayed_awake() {
+    if measure::awake::has_stayed_awake() || measure::is_round(&CONTENDERS, Calls::read) {
         return;
     }
     let options = Options::from_arguments();
-    // Before this thread is pinned: they would inherit its one core.
     let load = Load::start();
-    let _awake = Awake::start();
-    measure::pin(1);
+    let all_in_flight = options.choose(0, &IN_FLIGHT.map(|(in_flight, _)| in_flight));
     let mut rows = Vec::new();
-    for in_flight in options.choose(0, &IN_FLIGHT.map(|(in_flight, _)| in_flight)) {
-        // For another number, those of the next larger one.
-        let known = IN_FLIGHT.into_iter().find(|&(known, _)| known >= in_flight);
-        let (_, calls) = known.unwrap_or(IN_FLIGHT[2]);
-        // The same for each that calls.
-        let each = (options.scale(calls) / in_flight as u64).max(1);
-        let calls = Calls {
-            in_flight,
-            calls: each * in_flight as u64,
-        };
-        let medians = take_turns(&options, &CONTENDERS, calls, &load);
-        rows.extend(rows_of(calls, &medians));
+    if all_in_flight.contains(&1) {
+        rows.extend(rows_of(1, "sleep", &options, &load));
+    }
+    let _awake = Awake::start();
+    for in_flight in all_in_flight {
+        rows.extend(rows_of(in_flight, "awake", &options, &load));
     }
     print_table(
         &[
             "in flight",
+            "cores",
             "",
             "calls/s",
             "busy",
@@ -247,15 +255,26 @@ fn main() {
     );
 }
 
-fn rows_of(calls: Calls, medians: &Medians) -> impl Iterator<Item = Vec<String>> {
-    let rate = move |sample: Sample| sample.per_second(calls.calls);
-    let cpu = move |sample: Sample| sample.cpu_each(calls.calls);
+fn rows_of(in_flight: usize, cores: &str, options: &Options, load: &Load) -> Vec<Vec<String>> {
+    // For another number, those of the next larger one.
+    let known = IN_FLIGHT.into_iter().find(|&(known, _)| known >= in_flight);
+    let (_, calls) = known.unwrap_or(IN_FLIGHT[2]);
+    // The same for each that calls.
+    let each = (options.scale(calls) / in_flight as u64).max(1);
+    let calls = Calls {
+        in_flight,
+        calls: each * in_flight as u64,
+    };
+    let medians = take_turns_apart(options, &CONTENDERS, calls, load, Calls::describe);
+    let rate = |sample: Sample| sample.per_second(calls.calls);
+    let cpu = |sample: Sample| sample.cpu_each(calls.calls);
     let latency = |sample: Sample| Some(sample.latency?.as_secs_f64() * 1e6);
     let (baseline, floor) = (medians.of("baseline"), medians.of("floor"));
-    medians.iter().map(move |(name, median)| {
+    let rows = medians.iter().map(|(name, median)| {
         let p50 = latency(median);
         vec![
-            calls.in_flight.to_string(),
+            in_flight.to_string(),
+            cores.to_owned(),
             name.to_owned(),
             thousands(rate(median)),
             median.busy(),
@@ -266,5 +285,6 @@ fn rows_of(calls: Calls, medians: &Medians) -> impl Iterator<Item = Vec<String>>
             ratio(rate(median), floor.map(rate)),
             p50.map_or_else(|| "-".to_owned(), |p50| ratio(p50, floor.and_then(latency))),
         ]
-    })
+    });
+    rows.collect()
 }

@@ -290,9 +290,7 @@ fn main() {
         return;
     }
     let options = Options::from_arguments();
-    // Before this thread is pinned: the load would inherit its one core.
     let load = Load::start();
-    measure::pin(1);
     let mut rows = Vec::new();
     for size in options.choose(0, &SIZES.map(|(size, _)| size)) {
         // For another size, those of the next larger one.

@@ -4,9 +4,11 @@
 pub mod awake;
 
 use std::{
-    process::{Command, Stdio},
+    process::{self, Command, Stdio},
     time::{Duration, Instant},
 };
+
+use tokio::task::JoinHandle;
 
 use crate::load::Load;
 
@@ -114,12 +116,16 @@ pub fn take_turns_apart<T: Copy>(
                 .expect("starts a round");
             assert!(round.status.success(), "{contender}: {}", round.status);
             let said = String::from_utf8(round.stdout).expect("text");
-            let mut nanoseconds = said.split_whitespace().map(|part| part.parse());
-            let mut next = || nanoseconds.next().expect("two").expect("a number");
+            let nanoseconds = said.split_whitespace().map(|part| part.parse());
+            let mut times = nanoseconds.map(|nanoseconds| {
+                let nanoseconds: u64 = nanoseconds.expect("a number");
+                Duration::from_nanos(nanoseconds)
+            });
+            let mut next = || times.next().expect("a time");
             samples.push(Sample {
-                wall: Duration::from_nanos(next()),
-                cpu: Duration::from_nanos(next()),
-                latency: None,
+                wall: next(),
+                cpu: next(),
+                latency: times.next(),
             });
         }
     }
@@ -142,9 +148,13 @@ pub fn is_round<T>(contenders: &[Contender<T>], read: impl Fn(&[String]) -> T) -
     }
     let mut contenders = contenders.iter();
     let contender = contenders.find(|one| one.name == contender);
+    pin(1);
     let load = Load::at(port.parse().expect("a port"));
     let sample = (contender.expect("a contender").measure)(read(task), &load);
-    println!("{} {}", sample.wall.as_nanos(), sample.cpu.as_nanos());
+    let times = [Some(sample.wall), Some(sample.cpu), sample.latency];
+    for time in times.into_iter().flatten() {
+        println!("{}", time.as_nanos());
+    }
     true
 }
 
@@ -181,6 +191,26 @@ impl Medians {
     pub fn of(&self, contender: &str) -> Option<Sample> {
         self.iter()
             .find_map(|(name, sample)| (name == contender).then_some(sample))
+    }
+}
+
+/// Ends this process if what is measured takes longer than that, while this is kept. A timeout around what is measured
+/// would be polled each time, and measured too.
+pub struct Patience(JoinHandle<()>);
+
+impl Patience {
+    pub fn start(limit: Duration) -> Self {
+        Patience(tokio::spawn(async move {
+            tokio::time::sleep(limit).await;
+            eprintln!("not over after {limit:?}");
+            process::exit(1);
+        }))
+    }
+}
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
