@@ -4,10 +4,11 @@
 //! interrupts are made one at a time. Measured is how long each takes: the others' from the load's write
 //! to the handler, calls to their answers, interrupts from the call to their arrival at the load. Once with
 //! A consuming, and once with A stopped for good, at its budget: the second should be no more than the
-//! first. `paced` is a flood that the client keeps up with, `saturated` as much as the load can write. `busy`
-//! is the share of the time in which the client works: where that is not all, it waits until something comes.
-//! With A stopped there is less to do, and so that it does not look worse for that, the cores are kept awake
-//! meanwhile.
+//! first. `paced` is a flood of 32,000 outputs a second, a quarter of a gigabyte, in bursts; `fast` is one of 200,000,
+//! evenly, more than half of what the client can take; `saturated` is as much as the load can write: that is more when A
+//! has stopped, as there is less to do then, and so it compares unlike things. `busy` is the share of the time in which
+//! the client works: where that is not all, it waits until something comes. With A stopped there is less to do, and so
+//! that it does not look worse for that, the cores are kept awake meanwhile.
 //!
 //! `baseline` waits for room in A's channel, and so hears nothing more once that is full: `-`.
 //!
@@ -53,7 +54,8 @@ const OTHERS: usize = 10;
 /// How much longer than planned the mix may take before it counts as stalled.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-const FLOODS: [(&str, u64); 2] = [("paced", 2000), ("saturated", 0)];
+/// How many groups of 16 outputs are written at each interval, in microseconds.
+const FLOODS: [(&str, u64, u64); 3] = [("paced", 4, 2000), ("fast", 1, 80), ("saturated", 1, 0)];
 
 /// With A consuming, and then with A stopped: in turns, so that what else the machine does hits both alike.
 const CONTENDERS: [Contender<Task, [Option<Heard>; 2]>; 2] = [
@@ -73,7 +75,8 @@ fn both(task: Task, measure: impl Fn(Task) -> Option<Heard>) -> [Option<Heard>; 
 
 #[derive(Clone, Copy)]
 struct Task {
-    /// Between 64 outputs and the next, 0 for no pause.
+    groups: u64,
+    /// 0 for no pause.
     interval_micros: u64,
     a_consumes: bool,
     millis: u64,
@@ -82,6 +85,7 @@ struct Task {
 /// Asks the load for a flood with others in between.
 #[derive(Clone, Copy)]
 struct Mix {
+    groups: u64,
     interval_micros: u64,
     millis: u64,
 }
@@ -98,7 +102,7 @@ impl Mix {
         json!({
             "size": 8192,
             "group": 16,
-            "groups": 4,
+            "groups": self.groups,
             "others": OTHERS,
             "intervalMicros": self.interval_micros,
             "millis": self.millis,
@@ -299,6 +303,7 @@ async fn measure<M: Future<Output = Mixed>>(
     noted: impl AsyncFn() -> Noted,
 ) -> Option<Heard> {
     let Task {
+        groups,
         interval_micros,
         millis,
         ..
@@ -308,6 +313,7 @@ async fn measure<M: Future<Output = Mixed>>(
         ..task
     };
     let first = mix(Mix {
+        groups,
         interval_micros,
         millis: warm_up.millis,
     });
@@ -316,6 +322,7 @@ async fn measure<M: Future<Output = Mixed>>(
     // What A has kept, it keeps.
     tally.forget();
     let second = mix(Mix {
+        groups,
         interval_micros,
         millis,
     });
@@ -483,8 +490,9 @@ fn main() {
     let _awake = Awake::start();
     measure::pin(1);
     let mut rows = Vec::new();
-    for (flood, interval_micros) in FLOODS {
+    for (flood, groups, interval_micros) in FLOODS {
         let task = Task {
+            groups,
             interval_micros,
             a_consumes: true,
             millis: if options.is_test { 100 } else { 1000 },

@@ -4,7 +4,7 @@
 //! At each interval, or without a pause if that is 0, `groups` groups are written: `group` outputs of
 //! `size` bytes to the process p0, and one to one of the `others` p1, p2, … in turn, whose chunk is the time
 //! at which its group was begun. After so many milliseconds comes the answer: how many outputs there were of
-//! both kinds.
+//! both kinds. An interval that the load misses is left out, not made up for.
 //!
 //! Requests are read all the time, also when the client reads nothing. Answers go out between groups.
 
@@ -15,7 +15,7 @@ use serde::Deserialize;
 use tokio::{
     io::Interest,
     select,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, sleep_until},
 };
 
 use super::{Conversation, push_answer, push_head};
@@ -41,8 +41,8 @@ impl Conversation {
             self.last_seqs.resize(params.others + 1, 0);
         }
         let end = Instant::now() + Duration::from_millis(params.millis);
-        let mut ticks = interval(Duration::from_micros(params.interval_micros.max(1)));
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let interval = Duration::from_micros(params.interval_micros);
+        let mut next = Instant::now() + interval;
         let (mut flooded, mut told) = (0, 0);
         // Of this interval.
         let mut groups_left = params.groups;
@@ -52,16 +52,8 @@ impl Conversation {
                 break;
             }
             if groups_left == 0 {
-                if params.interval_micros > 0 {
-                    loop {
-                        select! {
-                            _ = ticks.tick() => break,
-                            readable = self.socket.readable() => readable?,
-                        }
-                        self.read_requests().await?;
-                        self.write_reading().await?;
-                    }
-                }
+                self.answer_until(next).await?;
+                next = Instant::now().max(next + interval);
                 groups_left = params.groups;
             }
             groups_left -= 1;
@@ -77,6 +69,21 @@ impl Conversation {
         let counts = format!(r#"{{"flooded":{flooded},"told":{told}}}"#);
         push_answer(id.as_bytes(), counts.as_bytes(), &mut self.answers);
         self.write_reading().await
+    }
+
+    /// Answers what is asked until then. A timer knows milliseconds only: for less, it asks what time it is.
+    async fn answer_until(&mut self, then: Instant) -> io::Result<()> {
+        while Instant::now() < then {
+            if then - Instant::now() > Duration::from_millis(1) {
+                select! {
+                    () = sleep_until(then) => {}
+                    readable = self.socket.readable() => readable?,
+                }
+            }
+            self.read_requests().await?;
+            self.write_reading().await?;
+        }
+        Ok(())
     }
 
     fn push_output(&mut self, process: usize, tail: &[u8]) {
