@@ -353,8 +353,13 @@ impl Connection {
             Repeat::ById => self.server.dialect.deduplicates_writes,
         };
         let is_repeated = is_repeatable && self.lifecycle.can_resume();
-        // Where nothing else is under way, there is nothing to write it together with.
-        let writer = self.link.as_ref().and_then(|link| link.writer.as_ref());
+        // Where nothing else is under way, there is nothing that it should be written together with. If the link is over,
+        // it is for the next one.
+        let link = self
+            .link
+            .as_ref()
+            .filter(|link| !link.hearing.is_over.get());
+        let writer = link.and_then(|link| link.writer.as_ref());
         let is_written =
             in_flight == 0 && writer.is_some_and(|writer| writer.write_at_once(lane, id, &json));
         if is_written && !is_repeated {

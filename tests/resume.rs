@@ -3,18 +3,20 @@
 
 mod support;
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{ops::RangeInclusive, pin::pin, time::Duration};
 
 use actix::{Actor, Addr, Context, Handler};
+use actix_http::ws;
 use execmux::{
     Call, CallError, Config, DisconnectReason, FailureReason, LinkState, Mux, Overflow,
     ResumeError, Session, SessionEvent, Shutdown, StartError, Started,
     protocol::{StartProcess, WriteStatus, WriteStdin, Written},
 };
+use futures_util::poll;
 use serde_json::{Value, json};
 use support::{
     checked,
-    peer::{Dials, Peer, Request, config},
+    peer::{Dials, Peer, Request, config, frame},
     recorder::{Recorder, Tap},
     soon,
 };
@@ -549,6 +551,52 @@ async fn p8_writes_are_not_repeated_where_the_server_would_write_them_twice() {
         assert_eq!(write.params["chunk"], "eQ==");
         peer.answer(&write, json!({"status": "accepted"})).await;
         assert_eq!(second.await.unwrap().unwrap().status, WriteStatus::Accepted);
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p8_what_is_called_because_of_the_last_answer_of_a_link_goes_over_the_next() {
+    checked(async {
+        let (mux, mut peer, mut dials) = connect(config()).await;
+        let written = call(&mux, async |mux| {
+            mux.metadata("/").await.unwrap();
+            // Not made again, if it may have been carried out.
+            mux.write_file("/f", "x").await
+        });
+        let request = peer.expect("fs/getMetadata").await;
+        let metadata =
+            json!({"isDirectory": true, "isFile": false, "createdAtMs": 0, "modifiedAtMs": 0});
+        let answer = json!({"id": request.id, "result": metadata}).to_string();
+        let mut last = frame(ws::Message::Text(answer.into()));
+        last.extend(frame(ws::Message::Close(Some(
+            ws::CloseCode::Restart.into(),
+        ))));
+        peer.bytes(&last).await;
+        let mut peer = dials.resume().await;
+        let request = peer.expect("fs/writeFile").await;
+        peer.answer(&request, json!({})).await;
+        written.await.unwrap().unwrap();
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p8_what_is_called_as_the_end_of_a_link_is_noticed_goes_over_the_next() {
+    checked(async {
+        let (mux, peer, mut dials) = connect(config()).await;
+        drop(peer);
+        // In the mailbox of the connection, before the task that reads has its turn.
+        let mut written = pin!(mux.write_file("/f", "x"));
+        assert!(poll!(&mut written).is_pending());
+        let answered = async {
+            let mut peer = dials.resume().await;
+            let request = peer.expect("fs/writeFile").await;
+            peer.answer(&request, json!({})).await;
+            peer
+        };
+        let (written, _peer) = tokio::join!(written, answered);
+        written.unwrap();
     })
     .await;
 }

@@ -61,6 +61,17 @@ pub(crate) struct Hearing {
     pub(crate) last: Cell<Option<Instant>>,
     /// Whether it is this side that does not read on, before what was read is taken.
     pub(crate) is_delivering: Cell<bool>,
+    /// Whether the link has ended, and only the connection does not know it yet: what is written now is lost.
+    pub(crate) is_over: Cell<bool>,
+}
+
+impl Hearing {
+    /// Notes that a read has brought something, and returns what time it is.
+    fn now(&self) -> Instant {
+        let now = Instant::now();
+        self.last.set(Some(now));
+        now
+    }
 }
 
 impl Reading {
@@ -76,6 +87,7 @@ impl Reading {
             })
             .await
         };
+        self.hearing.is_over.set(true);
         self.calls.hand_over_postponed();
         if let Some(connection) = self.connection.upgrade() {
             connection.do_send(LinkEnded {
@@ -109,12 +121,16 @@ impl Reading {
         let mut notifications = Notifications::default();
         loop {
             let cut = self.cut(&mut notifications);
+            self.hearing.is_over.set(cut.is_err());
+            // To ask what time it is takes its time: those whose calls were answered do not wait for that. How long the
+            // receivers of notifications take is another matter.
+            if has_read && !notifications.is_empty() {
+                has_read = false;
+                (last_read, pinged) = (self.hearing.now(), None);
+            }
             let delivered = self.deliver(&mut notifications).await;
-            // Not before those whose calls were answered have had their turn: it takes its time to ask what time it is.
             if mem::take(&mut has_read) {
-                last_read = Instant::now();
-                self.hearing.last.set(Some(last_read));
-                pinged = None;
+                (last_read, pinged) = (self.hearing.now(), None);
             }
             if let Err(reason) = delivered.and(cut) {
                 return reason;
@@ -201,11 +217,14 @@ impl Reading {
     }
 
     /// Hands the notifications to their receiver, and waits until it has taken them: it gives the memory back. Those
-    /// whose calls were answered have their turn meanwhile, and what they call next is on its way before more is read.
+    /// whose calls were answered have their turn meanwhile, and what they call next is mostly on its way before more is
+    /// read.
     async fn deliver(&self, notifications: &mut Notifications) -> Result<(), DisconnectReason> {
         if notifications.is_empty() {
             self.calls.hand_over_postponed();
-            tokio::task::yield_now().await;
+            if !self.hearing.is_over.get() {
+                tokio::task::yield_now().await;
+            }
             return Ok(());
         }
         let event = ConnectionEvent::Notifications(mem::take(notifications));

@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell, RefMut},
     collections::VecDeque,
     future::poll_fn,
+    mem,
     panic::{self, AssertUnwindSafe},
     rc::{Rc, Weak},
     sync::Arc,
@@ -126,6 +127,7 @@ impl Writer {
             outgoing: outgoing.clone(),
             answers: answers.clone(),
             gathered: 0,
+            is_first_apart: false,
             failed: None,
         };
         let writing = Rc::new(RefCell::new(writing));
@@ -165,8 +167,8 @@ impl Writer {
     }
 
     /// Writes a request in the caller's turn, if nothing else is to be written, and the last write was of one message
-    /// too: otherwise there would be a write for each, where the task writes many at once. Where it returns `false`,
-    /// the request is one to queue.
+    /// too: those who call together would have a write for the first, and then one for the others. Where it returns
+    /// `false`, the request is one to queue.
     ///
     /// It spares the way through the queue, and the task its turn. Only where the socket does not take all, it is the
     /// task that goes on.
@@ -186,6 +188,7 @@ impl Writer {
             encoder, buffer, ..
         } = &mut writing.writer;
         encoder.text(json, buffer);
+        writing.is_first_apart = true;
         match writing.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(reason)) => {
@@ -254,8 +257,10 @@ struct Writing {
     writer: MessageWriter,
     outgoing: Outgoing,
     answers: Rc<RefCell<VecDeque<Frame>>>,
-    /// How many messages the last write was of.
+    /// How many messages the last write was of, and if one was written at once before it, with that.
     gathered: usize,
+    /// Whether the last message was written at once.
+    is_first_apart: bool,
     /// Why a write failed that was not the task's.
     failed: Option<DisconnectReason>,
 }
@@ -275,17 +280,23 @@ async fn run(
         outgoing.0.changed.notified().await;
     }
     writing.borrow_mut().writer.gather_close();
-    poll_fn(|context| writing.borrow_mut().writer.poll_close(context)).await
+    poll_fn(|context| guard(|| writing.borrow_mut().writer.poll_close(context))).await
+}
+
+/// The socket may be the application's: if it panics, it is as if it had failed.
+fn guard(
+    write: impl FnOnce() -> Poll<Result<(), DisconnectReason>>,
+) -> Poll<Result<(), DisconnectReason>> {
+    panic::catch_unwind(AssertUnwindSafe(write)).unwrap_or_else(|_| {
+        let error = Arc::new(socket::panicked());
+        Poll::Ready(Err(DisconnectReason::WriteFailed(error)))
+    })
 }
 
 impl Writing {
-    /// Writes all that is queued. The socket may be the application's, and panic.
+    /// Writes all that is queued.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), DisconnectReason>> {
-        let write = AssertUnwindSafe(|| self.poll_write(context));
-        panic::catch_unwind(write).unwrap_or_else(|_| {
-            let error = Arc::new(socket::panicked());
-            Poll::Ready(Err(DisconnectReason::WriteFailed(error)))
-        })
+        guard(|| self.poll_write(context))
     }
 
     fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<Result<(), DisconnectReason>> {
@@ -296,7 +307,9 @@ impl Writing {
             if self.writer.buffer.is_empty() {
                 match self.fill() {
                     0 => return Poll::Ready(Ok(())),
-                    gathered => self.gathered = gathered,
+                    gathered => {
+                        self.gathered = gathered + usize::from(mem::take(&mut self.is_first_apart));
+                    }
                 }
             }
             let queue = &self.outgoing.0.queue;

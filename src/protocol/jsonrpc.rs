@@ -110,6 +110,7 @@ pub(crate) fn write_request<M: Method>(
     dialect: Dialect,
     json: &mut Vec<u8>,
 ) -> Result<(), InvalidRequest> {
+    json.reserve(128);
     let params = |params: &mut Params<'_>| method.write_params(params);
     write(id, M::NAME, dialect, params, json)
 }

@@ -4,6 +4,7 @@ use bytes::BytesMut;
 use futures_util::FutureExt as _;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, DuplexStream, ReadBuf, duplex},
+    net::{TcpListener, TcpStream},
     task::yield_now,
     time::timeout,
 };
@@ -126,6 +127,46 @@ async fn what_waits_goes_first() {
     assert!(!started.write(5));
     started.queue(5);
     assert_eq!(comes(&mut peer, 5).await, ["pong", "request 5"]);
+}
+
+#[actix::test]
+async fn two_who_call_together_are_written_together() {
+    let (socket, mut peer) = duplex(1000);
+    let started = start(socket);
+    started.waits().await;
+    // Nobody knows yet that there are two.
+    assert!(started.write(1));
+    started.queue(2);
+    assert_eq!(comes(&mut peer, 2).await, ["request 1", "request 2"]);
+    assert!(!started.write(3));
+    started.queue(3);
+    started.queue(4);
+    started.waits().await;
+    assert_eq!(arrived(&mut peer), ["request 3", "request 4"]);
+}
+
+/// Of a real socket, whose readiness is told to one waker.
+#[actix::test]
+async fn the_task_writes_what_a_real_socket_does_not_take_at_once() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (socket, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+    let started = start(socket.unwrap());
+    started.waits().await;
+    let large = vec![b'x'; 8 << 20];
+    assert!(started.writer.write_at_once(Lane::Control, 1, &large));
+    assert!(started.outgoing.queued_bytes() > 0);
+    started.waits().await;
+    let mut read = BytesMut::new();
+    let (mut peer, _) = accepted.unwrap();
+    let reading = async {
+        while read.len() < 14 + large.len() {
+            assert!(peer.read_buf(&mut read).await.unwrap() > 0);
+        }
+    };
+    timeout(CLOSE_TIMEOUT, reading).await.unwrap();
+    started.waits().await;
+    assert_eq!(started.outgoing.queued_bytes(), 0);
 }
 
 #[actix::test]
