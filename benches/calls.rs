@@ -124,9 +124,9 @@ async fn measure<F: Future<Output = Vec<Duration>>>(
     answered: &AtomicU64,
     make: impl Fn(Calls) -> F,
 ) -> Sample {
+    let _patience = Patience::start(PATIENCE);
     make(calls.warm_up()).await;
     answered.store(0, Relaxed);
-    let _patience = Patience::start(PATIENCE);
     let stopwatch = Stopwatch::start();
     let latencies = make(calls).await;
     let sample = stopwatch.stop();
@@ -193,12 +193,12 @@ fn baseline(calls: Calls, load: &Load) -> Sample {
 
 fn floor(calls: Calls, load: &Load) -> Sample {
     System::new().block_on(async {
+        let _patience = Patience::start(PATIENCE);
         let mut floor = Floor::connect(&load.url()).await;
         floor
             .call(REQUEST, calls.warm_up().calls, calls.in_flight as u64)
             .await;
         let mut latencies = Vec::new();
-        let _patience = Patience::start(PATIENCE);
         let stopwatch = Stopwatch::start();
         // Each by itself, to be told how long it took.
         let (turns, calls_each) = if calls.has_latency() {
