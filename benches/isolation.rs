@@ -6,9 +6,9 @@
 //! A consuming, and once with A stopped for good, at its budget: the second should be no more than the
 //! first. `paced` is a flood of 32,000 outputs a second, a quarter of a gigabyte, in bursts; `fast` is one of 200,000,
 //! evenly, more than half of what the client can take; `saturated` is as much as the load can write: that is more when A
-//! has stopped, as there is less to do then, and so it compares unlike things. How much it was is shown. `busy` is the share of the time in which
-//! the client works: where that is not all, it waits until something comes. With A stopped there is less to do, and so
-//! that it does not look worse for that, the cores are kept awake meanwhile.
+//! has stopped, as there is less to do then, and so it compares unlike things. How much it was is shown. `busy` is the
+//! share of the time in which the client works: where that is not all, it waits until something comes. With A stopped
+//! there is less to do, and so that it does not look worse for that, the cores are kept awake meanwhile.
 //!
 //! `baseline` waits for room in A's channel, and so hears nothing more once that is full: `-`.
 //!

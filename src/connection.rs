@@ -15,7 +15,7 @@
 //!
 //! It emits `ConnectionEvent`s and [`LinkState`]s. Reading, writing, dialling and the timer for deadlines
 //! are tasks of their own, which take turns with the actor: in its context, they would wait until its
-//! mailbox is empty.
+//! mailbox is empty. Only a call that is by itself is written where it is handled.
 //!
 //! A connection outlives its *links*: when one is lost, its calls and what waits to be written stay, and
 //! go on over the next.

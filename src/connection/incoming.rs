@@ -67,7 +67,7 @@ pub(crate) struct Hearing {
 
 impl Hearing {
     /// Notes that a read has brought something, and returns what time it is.
-    fn now(&self) -> Instant {
+    fn note_read(&self) -> Instant {
         let now = Instant::now();
         self.last.set(Some(now));
         now
@@ -126,11 +126,11 @@ impl Reading {
             // receivers of notifications take is another matter.
             if has_read && !notifications.is_empty() {
                 has_read = false;
-                (last_read, pinged) = (self.hearing.now(), None);
+                (last_read, pinged) = (self.hearing.note_read(), None);
             }
             let delivered = self.deliver(&mut notifications).await;
             if mem::take(&mut has_read) {
-                (last_read, pinged) = (self.hearing.now(), None);
+                (last_read, pinged) = (self.hearing.note_read(), None);
             }
             if let Err(reason) = delivered.and(cut) {
                 return reason;

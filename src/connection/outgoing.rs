@@ -1,4 +1,4 @@
-//! What waits to be written, and the task that writes it.
+//! What waits to be written, and what writes it: a task, or for a request by itself who makes it.
 
 use std::{
     cell::{Cell, RefCell, RefMut},
@@ -80,14 +80,14 @@ impl Outgoing {
 
     /// Notes that a request is answered.
     pub(crate) fn answered(&self, id: RequestId) {
-        if self.0.queue.borrow_mut().answered(id) {
-            self.0.changed.notify_one();
+        if self.queue_quietly().answered(id) {
+            self.write_soon();
         }
     }
 
     /// Forgets a process that has ended.
     pub(crate) fn forget(&self, process_id: &ProcessId) {
-        self.0.queue.borrow_mut().forget(process_id);
+        self.queue_quietly().forget(process_id);
     }
 
     /// Bytes of requests that are not written yet.
@@ -219,7 +219,7 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.is_finishing.set(true);
         self.answers.borrow_mut().clear();
-        self.outgoing.0.changed.notify_one();
+        self.outgoing.write_soon();
     }
 }
 
@@ -247,7 +247,7 @@ impl Answers {
         let mut answers = self.answers.borrow_mut();
         if answers.len() < MAX_ANSWERS {
             answers.push_back(frame);
-            self.outgoing.0.changed.notify_one();
+            self.outgoing.write_soon();
         }
     }
 }

@@ -110,7 +110,6 @@ pub(crate) fn write_request<M: Method>(
     dialect: Dialect,
     json: &mut Vec<u8>,
 ) -> Result<(), InvalidRequest> {
-    json.reserve(128);
     let params = |params: &mut Params<'_>| method.write_params(params);
     write(id, M::NAME, dialect, params, json)
 }
@@ -122,7 +121,7 @@ pub(crate) fn encode(
     dialect: Dialect,
     write_params: impl FnOnce(&mut Params<'_>) -> Result<(), InvalidRequest>,
 ) -> Result<Vec<u8>, InvalidRequest> {
-    let mut json = Vec::with_capacity(128);
+    let mut json = Vec::new();
     write(id, method, dialect, write_params, &mut json)?;
     Ok(json)
 }
@@ -135,6 +134,7 @@ fn write(
     write_params: impl FnOnce(&mut Params<'_>) -> Result<(), InvalidRequest>,
     json: &mut Vec<u8>,
 ) -> Result<(), InvalidRequest> {
+    json.reserve(128);
     json.extend_from_slice(b"{\"id\":");
     json.extend_from_slice(itoa::Buffer::new().format(id).as_bytes());
     json.extend_from_slice(b",\"method\":\"");
