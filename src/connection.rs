@@ -34,33 +34,21 @@ mod probe;
 mod queue;
 mod recovery;
 mod socket;
+mod submission;
 mod sweeper;
 
-use std::{fmt, mem, rc::Rc, time::Duration};
+use std::{fmt, rc::Rc, time::Duration};
 
 use actix::{
     Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, Recipient,
     WeakRecipient,
 };
-use bytes::Bytes;
 use log::debug;
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep_until},
 };
 
-use self::{
-    call::Submitted,
-    calls::Calls,
-    incoming::{Hearing, Reading},
-    lifecycle::{Lifecycle, Next},
-    link::Link,
-    outgoing::{Answers, Outgoing, Writer},
-    pending::{Entry, Pending, RequestId},
-    queue::{Queue, Refused, Request},
-    recovery::{Attempt, Resume},
-    sweeper::Sweeper,
-};
 pub use self::{
     call::{Call, PendingCall},
     handshake::ServerInfo,
@@ -72,10 +60,21 @@ pub(crate) use self::{
     link::{Connecting, Dialler, FirstLink},
     pending::{ReplySlot, after},
 };
+use self::{
+    calls::Calls,
+    incoming::{Hearing, Reading},
+    lifecycle::{Lifecycle, Next},
+    link::Link,
+    outgoing::{Answers, Outgoing, Writer},
+    pending::{Entry, Pending},
+    queue::Queue,
+    recovery::{Attempt, Resume},
+    sweeper::Sweeper,
+};
 use crate::{
     config::Config,
     error::{CallError, DisconnectReason},
-    protocol::{Lane, Method, Notifications, ProcessId, Repeat, jsonrpc},
+    protocol::{Method, Notifications, ProcessId},
     task::{Alive, Task},
 };
 
@@ -190,9 +189,6 @@ impl Message for LinkEnded {
 /// their deadline.
 const ABANDONED_CHECK: Duration = Duration::from_secs(1);
 
-/// How much memory is kept for the next request.
-const KEPT_SCRATCH: usize = 1 << 10;
-
 /// The actor that owns a WebSocket and its calls. [`Mux`](crate::Mux) starts it.
 ///
 /// When its connection is gone it goes on to answer every call with the reason.
@@ -303,160 +299,6 @@ impl Connection {
             hearing,
             _reading: Task::spawn(reading.run()),
         });
-    }
-
-    /// Writes a request, or queues it. Returns the id under which its answer is to be awaited, and the request if it is
-    /// to be made again when the answer is lost.
-    fn submit<M: Method>(
-        &mut self,
-        method: &M,
-        repeat: Repeat,
-    ) -> Result<(RequestId, Option<Request>), CallError> {
-        if let Some(reason) = self.lifecycle.refusal() {
-            return Err(CallError::Disconnected {
-                method: M::NAME,
-                reason,
-            });
-        }
-        method
-            .supported_by(&self.server.capabilities)
-            .map_err(|missing| CallError::unsupported(M::NAME, missing))?;
-        let in_flight = self.calls.pending.borrow().len();
-        let refused = |refused, queued_bytes| match refused {
-            Refused::Full => CallError::Overloaded {
-                method: M::NAME,
-                in_flight,
-                queued_bytes,
-            },
-            Refused::Stuck(process_id) => CallError::Stuck {
-                method: M::NAME,
-                process_id,
-            },
-        };
-        if in_flight >= self.config.max_calls_in_flight {
-            return Err(refused(Refused::Full, self.outgoing.queued_bytes()));
-        }
-        let lane = method.lane();
-        let stuck = self.outgoing.queue_quietly().check(lane);
-        stuck.map_err(|why| refused(why, 0))?;
-        let id = self.calls.pending.borrow_mut().next_id();
-        let mut json = mem::take(&mut self.scratch);
-        jsonrpc::write_request(id, method, self.server.dialect, &mut json).map_err(|source| {
-            CallError::InvalidRequest {
-                method: M::NAME,
-                source,
-            }
-        })?;
-        let is_repeatable = match repeat {
-            Repeat::Never => false,
-            Repeat::Always => true,
-            Repeat::ById => self.server.dialect.deduplicates_writes,
-        };
-        let is_repeated = is_repeatable && self.lifecycle.can_resume();
-        // Where nothing else is under way, there is nothing that it should be written together with. If the link is over,
-        // it is for the next one.
-        let link = self
-            .link
-            .as_ref()
-            .filter(|link| !link.hearing.is_over.get());
-        let writer = link.and_then(|link| link.writer.as_ref());
-        let is_written =
-            in_flight == 0 && writer.is_some_and(|writer| writer.write_at_once(lane, id, &json));
-        if is_written && !is_repeated {
-            self.recycle(json);
-            return Ok((id, None));
-        }
-        let request = Request {
-            id,
-            json: self.keep(json),
-            is_control: lane == Lane::Control,
-        };
-        if is_written {
-            return Ok((id, Some(request)));
-        }
-        let repeat = is_repeated.then(|| request.clone());
-        let mut queue = self.outgoing.queue();
-        queue
-            .push(lane, request)
-            .map_err(|why| refused(why, queue.bytes()))?;
-        Ok((id, repeat))
-    }
-
-    /// Returns a request to be kept. A copy of a small one has its exact size: more room would be another allocation.
-    fn keep(&mut self, json: Vec<u8>) -> Bytes {
-        if json.capacity() > KEPT_SCRATCH {
-            return json.into();
-        }
-        let exact = Bytes::copy_from_slice(&json);
-        self.recycle(json);
-        exact
-    }
-
-    /// Keeps the memory of a request for the next one, if it is not much.
-    fn recycle(&mut self, mut json: Vec<u8>) {
-        if json.capacity() <= KEPT_SCRATCH {
-            json.clear();
-            self.scratch = json;
-        }
-    }
-
-    /// Makes room, sends the request, and sees to its deadline.
-    fn call<M: Method>(&mut self, call: &Call<M>, repeat: Repeat) -> Result<Submitted, CallError> {
-        let in_flight = self.calls.pending.borrow().len();
-        let now = (in_flight > 0).then(|| self.make_room(in_flight));
-        let (id, repeat) = self.submit(&call.method, repeat)?;
-        // Of a call by itself the clock is read when it is on its way.
-        let now = now.unwrap_or_else(Instant::now);
-        let timeout = call.timeout.unwrap_or(self.config.call_timeout);
-        self.sweeper.before(now + timeout.min(ABANDONED_CHECK));
-        Ok(Submitted {
-            id,
-            now,
-            timeout,
-            repeat,
-            calls: self.calls.clone(),
-        })
-    }
-
-    /// Sweeps if it is time to, or if that may find room for another call. Returns what time it is.
-    fn make_room(&mut self, in_flight: usize) -> Instant {
-        let now = Instant::now();
-        let is_full = in_flight >= self.config.max_calls_in_flight;
-        if self.sweeper.is_due(now) || is_full && self.sweeper.may_find_room(now) {
-            self.sweep(now);
-        }
-        now
-    }
-
-    /// Ends the calls whose time is up and drops those that nobody waits for.
-    fn sweep(&mut self, now: Instant) {
-        self.sweeper.swept(now);
-        loop {
-            // In a statement of its own: the table is not borrowed while the slot resolves.
-            let expired = self.calls.pending.borrow_mut().take_expired(now);
-            let Some((id, entry)) = expired else {
-                break;
-            };
-            let Entry {
-                method,
-                timeout,
-                slot,
-                ..
-            } = entry;
-            // Not sent after its caller was told.
-            self.outgoing.queue().remove(id);
-            slot.resolve(Err(CallError::DeadlineExceeded {
-                method,
-                after: timeout,
-            }));
-        }
-        let mut pending = self.calls.pending.borrow_mut();
-        pending.remove_abandoned();
-        if let Some(deadline) = pending.next_deadline() {
-            self.sweeper.before(deadline.min(now + ABANDONED_CHECK));
-        }
-        drop(pending);
-        self.look_for_stuck(now);
     }
 
     /// Tells everyone who wants to know of the state.
