@@ -2,7 +2,11 @@
 //!
 //! `EXECMUX_SEED=n` tries that one alone, `EXECMUX_SEEDS=n` so many in all.
 
-use std::{env, panic};
+use std::{
+    env,
+    hash::{BuildHasher as _, RandomState},
+    panic,
+};
 
 #[path = "../tests/support/random.rs"]
 #[allow(dead_code, unreachable_pub)]
@@ -25,4 +29,14 @@ pub(crate) fn each<T>(default: u64, part: &str, run: impl Fn(&mut Random) -> T) 
             panic::catch_unwind(run).unwrap_or_else(|_| panic!("EXECMUX_SEED={seed}"))
         })
         .collect()
+}
+
+/// Returns the seed that `EXECMUX_SEED` names, or else one that no run had before, and prints it.
+#[allow(dead_code, reason = "only the server's tests draw fresh seeds")]
+pub(crate) fn fresh() -> u64 {
+    let named = env::var("EXECMUX_SEED").ok();
+    let seed = named.and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| RandomState::new().hash_one(0) >> 32);
+    println!("EXECMUX_SEED={seed}");
+    seed
 }

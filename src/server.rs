@@ -92,8 +92,13 @@ pub struct ServerConfig {
     pub auth: Auth,
     /// Whether everyone may connect from anywhere. Off by default.
     pub allow_unauthenticated: bool,
-    /// The only directory whose files can be read and written, and in which processes start; they may go
-    /// where the rights of this process let them. All by default.
+    /// The only directory whose files the `fs/` methods read and change, and below which processes start. All by default.
+    ///
+    /// Each file operation goes through a handle on this directory. A link that leads out of it is refused, also one that somebody
+    /// puts there while the operation runs. A link to a place below the root is followed. What is mounted below the root, or is a
+    /// hard link there, belongs to it.
+    ///
+    /// A root does not confine processes. They start below it and then may go wherever the rights of this process let them.
     pub root: Option<PathBuf>,
     /// How long a session waits for its client to come back. 30 s by default. When it is over, its processes
     /// are killed.

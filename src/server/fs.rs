@@ -1,10 +1,11 @@
 //! The file methods, as release 0.169.0 answers them. They block: the caller runs them where that is allowed.
 
-mod confine;
 mod content;
 mod copy;
+mod files;
 mod handles;
 mod nofollow;
+mod root;
 #[cfg(test)]
 mod tests;
 mod uri;
@@ -12,77 +13,28 @@ mod walk;
 
 use std::{
     borrow::Cow,
-    fs::{self, File, Metadata, OpenOptions},
+    fs::File,
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
+use cap_std::fs::{OpenOptions, OpenOptionsExt as _};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 
-pub(super) use self::handles::Handles;
-use self::{
-    confine::{Last, Root},
-    uri::FileUri,
+use self::uri::FileUri;
+pub(super) use self::{
+    files::{Directory, Files},
+    handles::Handles,
 };
 use super::envelope::{RpcError, decode_params as decode};
 use crate::protocol::base64;
 
 /// More entries than this are not listed.
 const MAX_ENTRIES: usize = 50_000;
-
-/// Where files may be.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Files {
-    root: Option<Arc<Root>>,
-}
-
-impl Files {
-    /// Allows all paths, or those below a root, which must exist.
-    pub(super) fn new(root: Option<PathBuf>) -> io::Result<Self> {
-        let root = root.map(Root::new).transpose()?.map(Arc::new);
-        Ok(Files { root })
-    }
-
-    fn resolve(&self, path: &Path, last: Last) -> Result<PathBuf, RpcError> {
-        match &self.root {
-            Some(root) => root.resolve(path, last),
-            None => Ok(path.to_owned()),
-        }
-    }
-
-    /// Returns the directory that a URI names, in which a process may run.
-    pub(super) fn directory(&self, uri: &str) -> Result<PathBuf, RpcError> {
-        let path = FileUri::parse(uri)
-            .map_err(RpcError::invalid_params)?
-            .path()
-            .map_err(|error| {
-                RpcError::invalid_params(format!(
-                    "cwd URI `{uri}` is not valid on this exec-server host: {}",
-                    error.message
-                ))
-            })?;
-        self.resolve(&path, Last::Follow)
-    }
-
-    /// For paths in which no link is followed.
-    fn check_names(&self, path: &Path) -> Result<PathBuf, RpcError> {
-        match &self.root {
-            Some(root) => root.check_names(path),
-            None => Ok(path.to_owned()),
-        }
-    }
-
-    /// Returns what a path leads to, if it leads to anything that may be seen.
-    fn behind(&self, path: &Path) -> Option<Metadata> {
-        self.resolve(path, Last::Follow).ok()?.metadata().ok()
-    }
-}
 
 /// Carries out a request and returns its result as JSON, or `None` if the method is not one of these.
 pub(super) fn handle(
@@ -152,7 +104,7 @@ fn read_file(files: &Files, params: PathParams) -> Result<String, RpcError> {
     no_sandbox(params.sandbox)?;
     let path = params.path.path()?;
     let file = if params.follow_symlinks == Some(false) {
-        let file = nofollow::open_file(&files.check_names(&path)?, OFlags::RDONLY)?;
+        let file = nofollow::open_file(files, &path, OFlags::RDONLY)?;
         if !file.metadata().map_err(failed)?.is_file() {
             return Err(RpcError::invalid_request("path is not a regular file"));
         }
@@ -174,16 +126,21 @@ fn read_file(files: &Files, params: PathParams) -> Result<String, RpcError> {
 
 /// Opens a regular file. Others are not even opened: a fifo would wait, a device may do anything.
 fn open_to_read(files: &Files, path: &Path) -> Result<File, RpcError> {
-    let target = files.resolve(path, Last::Follow)?;
-    if !target.metadata().map_err(failed)?.is_file() {
+    if !files.metadata(path).map_err(failed)?.is_file() {
         return Err(is_no_file(path));
     }
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(OFlags::NONBLOCK.bits() as i32)
-        .open(target)
-        .map_err(failed)
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(NONBLOCK);
+    let file = files.open(path, &options).map_err(failed)?;
+    // Something else may have been put in its place.
+    match file.metadata().map_err(failed)?.is_file() {
+        true => Ok(file),
+        false => Err(is_no_file(path)),
+    }
 }
+
+/// A fifo that nobody has at its other end is refused instead of waited for.
+const NONBLOCK: i32 = OFlags::NONBLOCK.bits() as i32;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -205,23 +162,19 @@ fn write_file(files: &Files, params: WriteFileParams<'_>) -> Result<String, RpcE
     let path = params.path.path()?;
     let mut file = if params.follow_symlinks == Some(false) {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
-        nofollow::open_file(&files.check_names(&path)?, flags)?
+        nofollow::open_file(files, &path, flags)?
     } else {
-        open_to_write(&files.resolve(&path, Last::Follow)?)?
+        open_to_write(files, &path)?
     };
     file.write_all(&content).map_err(failed)?;
     done()
 }
 
-fn open_to_write(path: &Path) -> Result<File, RpcError> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        // A fifo that nobody reads is refused instead of waited for.
-        .custom_flags(OFlags::NONBLOCK.bits() as i32)
-        .open(path)
-        .map_err(failed)
+fn open_to_write(files: &Files, path: &Path) -> Result<File, RpcError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    options.custom_flags(NONBLOCK);
+    files.open(path, &options).map_err(failed)
 }
 
 fn decode_base64(text: &str) -> Result<Bytes, String> {
@@ -242,15 +195,18 @@ fn create_directory(files: &Files, params: CreateDirectoryParams) -> Result<Stri
     let path = params.path.path()?;
     let recursive = params.recursive.unwrap_or(true);
     if params.follow_symlinks == Some(false) {
-        nofollow::create_directory(&files.check_names(&path)?, recursive)?;
+        nofollow::create_directory(files, &path, recursive)?;
         return done();
     }
-    // Where the last link leads is looked at, too, but a directory is never created behind one.
-    files.resolve(&path, Last::Follow)?;
-    let path = files.resolve(&path, Last::Keep)?;
+    // A directory is never created behind a link, but a link that leads out is refused as such.
+    if let Err(error) = files.metadata(&path)
+        && error.kind() == io::ErrorKind::PermissionDenied
+    {
+        return Err(failed(error));
+    }
     let created = match recursive {
-        true => fs::create_dir_all(path),
-        false => fs::create_dir(path),
+        true => files.create_dir_all(&path),
+        false => files.create_dir(&path),
     };
     created.map_err(failed)?;
     done()
@@ -270,26 +226,29 @@ struct MetadataResult {
 fn metadata(files: &Files, params: PathParams) -> Result<String, RpcError> {
     no_sandbox(params.sandbox)?;
     let path = params.path.path()?;
-    let (metadata, is_symlink, created) = if params.follow_symlinks == Some(false) {
-        let path = files.check_names(&path)?;
-        nofollow::check(&path)?;
-        let metadata = path.symlink_metadata().map_err(failed)?;
-        let created = metadata.created().map_or(0, since_1970);
-        (metadata, false, created)
-    } else {
-        let target = files.resolve(&path, Last::Follow)?;
-        let metadata = target.metadata().map_err(failed)?;
-        // Links are followed, and 0 is what 0.169.0 says then.
-        let is_symlink = files.resolve(&path, Last::Keep)?.is_symlink();
-        (metadata, is_symlink, 0)
-    };
+    if params.follow_symlinks == Some(false) {
+        let metadata = nofollow::metadata(files, &path)?;
+        return to_json(&MetadataResult {
+            is_directory: metadata.is_dir(),
+            is_file: metadata.is_file(),
+            is_symlink: false,
+            size: metadata.len(),
+            created_at_ms: metadata.created().map_or(0, since_1970),
+            modified_at_ms: metadata.modified().map_or(0, since_1970),
+        });
+    }
+    let metadata = files.metadata(&path).map_err(failed)?;
+    let modified = metadata.modified().map(|time| since_1970(time.into_std()));
     to_json(&MetadataResult {
         is_directory: metadata.is_dir(),
         is_file: metadata.is_file(),
-        is_symlink,
+        is_symlink: files
+            .symlink_metadata(&path)
+            .is_ok_and(|metadata| metadata.is_symlink()),
         size: metadata.len(),
-        created_at_ms: created,
-        modified_at_ms: metadata.modified().map_or(0, since_1970),
+        // The release says so where links are followed.
+        created_at_ms: 0,
+        modified_at_ms: modified.unwrap_or(0),
     })
 }
 
@@ -313,12 +272,12 @@ struct ListingEntry {
 
 fn read_directory(files: &Files, params: PathParams) -> Result<String, RpcError> {
     no_sandbox(params.sandbox)?;
-    let path = files.resolve(&params.path.path()?, Last::Follow)?;
+    let path = params.path.path()?;
     let mut entries = Vec::new();
-    for entry in path.read_dir().map_err(failed)? {
-        let entry = entry.map_err(failed)?;
+    for name in files.names(&path).map_err(failed)? {
+        let name = name.map_err(failed)?;
         // What leads nowhere is left out, and what leads out of the root.
-        let Some(metadata) = files.behind(&entry.path()) else {
+        let Ok(metadata) = files.metadata(&path.join(&name)) else {
             continue;
         };
         if entries.len() == MAX_ENTRIES {
@@ -327,7 +286,7 @@ fn read_directory(files: &Files, params: PathParams) -> Result<String, RpcError>
             )));
         }
         entries.push(ListingEntry {
-            file_name: entry.file_name().to_string_lossy().into_owned(),
+            file_name: name.to_string_lossy().into_owned(),
             is_directory: metadata.is_dir(),
             is_file: metadata.is_file(),
         });
@@ -350,34 +309,29 @@ fn remove(files: &Files, params: RemoveParams) -> Result<String, RpcError> {
     let path = params.path.path()?;
     let recursive = params.recursive.unwrap_or(true);
     let force = params.force.unwrap_or(true);
-    let follows = params.follow_symlinks != Some(false);
-    let path = match follows {
-        true => files.resolve(&path, Last::Keep)?,
-        false => files.check_names(&path)?,
-    };
-    if files.root.as_ref().is_some_and(|root| root.is(&path)) {
+    if files.is_root(&path) {
         return Err(RpcError::invalid_request(
             "the root of this server cannot be removed",
         ));
     }
-    if !follows {
-        nofollow::remove(&path, recursive, force)?;
+    if params.follow_symlinks == Some(false) {
+        nofollow::remove(files, &path, recursive, force)?;
         return done();
     }
-    match remove_path(&path, recursive) {
+    match remove_path(files, &path, recursive) {
         Err(error) if force && error.kind() == io::ErrorKind::NotFound => done(),
         Err(error) => Err(failed(error)),
         Ok(()) => done(),
     }
 }
 
-fn remove_path(path: &Path, recursive: bool) -> io::Result<()> {
-    if !path.symlink_metadata()?.is_dir() {
-        return fs::remove_file(path);
+fn remove_path(files: &Files, path: &Path, recursive: bool) -> io::Result<()> {
+    if !files.symlink_metadata(path)?.is_dir() {
+        return files.remove_file(path);
     }
     match recursive {
-        true => fs::remove_dir_all(path),
-        false => fs::remove_dir(path),
+        true => files.remove_dir_all(path),
+        false => files.remove_dir(path),
     }
 }
 
@@ -405,8 +359,7 @@ struct PathResult {
 
 fn canonicalize(files: &Files, params: PathParams) -> Result<String, RpcError> {
     no_sandbox(params.sandbox)?;
-    let path = files.resolve(&params.path.path()?, Last::Follow)?;
-    let path = path.canonicalize().map_err(failed)?;
+    let path = files.canonicalize(&params.path.path()?).map_err(failed)?;
     to_json(&PathResult { path })
 }
 
@@ -455,7 +408,7 @@ fn open(files: &Files, handles: &Handles, params: OpenParams<'_>) -> Result<Stri
     let file = match params.mode {
         Mode::Read => open_to_read(files, &path)?,
         Mode::Replace => {
-            let file = open_to_write(&files.resolve(&path, Last::Follow)?)?;
+            let file = open_to_write(files, &path)?;
             if !file.metadata().map_err(failed)?.is_file() {
                 return Err(is_no_file(&path));
             }

@@ -1,10 +1,11 @@
 //! Paths in which no link is followed: each directory is opened in the one above it.
 
 use std::{
-    ffi::OsStr,
-    fs::File,
+    ffi::OsString,
+    fs::{File, Metadata},
+    io,
     os::fd::OwnedFd,
-    path::{Component, Path},
+    path::Path,
 };
 
 use rustix::{
@@ -12,7 +13,10 @@ use rustix::{
     io::Errno,
 };
 
-use super::failed;
+use super::{
+    failed,
+    files::{Files, names},
+};
 use crate::server::envelope::RpcError;
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY
@@ -33,63 +37,70 @@ fn link_error() -> RpcError {
     RpcError::invalid_request("path contains a symbolic link")
 }
 
-fn top() -> Result<OwnedFd, RpcError> {
-    open("/", PASS | DIRECTORY, Mode::empty()).map_err(error)
-}
-
-fn names(path: &Path) -> impl Iterator<Item = &OsStr> {
-    path.components().filter_map(|component| match component {
-        Component::Normal(name) => Some(name),
-        _ => None,
-    })
+/// Opens the directory at the top of this machine.
+pub(super) fn top() -> io::Result<OwnedFd> {
+    Ok(open("/", PASS | DIRECTORY, Mode::empty())?)
 }
 
 /// Opens the directory that holds the last name of the path. `None` if there is no name in it.
-fn parent(path: &Path) -> Result<Option<(OwnedFd, &OsStr)>, RpcError> {
+fn parent(files: &Files, path: &Path) -> Result<Option<(OwnedFd, OsString)>, RpcError> {
+    let (mut directory, path) = files.anchor(path).map_err(failed)?;
     let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
         return Ok(None);
     };
-    let mut directory = top()?;
     for name in names(above) {
         directory = openat(&directory, name, PASS | DIRECTORY, Mode::empty()).map_err(error)?;
     }
-    Ok(Some((directory, name)))
+    Ok(Some((directory, name.to_owned())))
 }
 
-fn entry(path: &Path) -> Result<(OwnedFd, &OsStr), RpcError> {
-    parent(path)?.ok_or_else(|| RpcError::invalid_request("path must name an entry"))
+fn entry(files: &Files, path: &Path) -> Result<(OwnedFd, OsString), RpcError> {
+    parent(files, path)?.ok_or_else(|| RpcError::invalid_request("path must name an entry"))
 }
 
 /// Opens a file with these flags beside those that keep from following and from waiting.
-pub(super) fn open_file(path: &Path, flags: OFlags) -> Result<File, RpcError> {
-    let (directory, name) = entry(path)?;
+pub(super) fn open_file(files: &Files, path: &Path, flags: OFlags) -> Result<File, RpcError> {
+    let (directory, name) = entry(files, path)?;
     let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = openat(&directory, name, flags, Mode::from_raw_mode(0o666)).map_err(error)?;
     Ok(file.into())
 }
 
-/// Refuses the path if what it names is a link, or is behind one.
-pub(super) fn check(path: &Path) -> Result<(), RpcError> {
-    let Some((directory, name)) = parent(path)? else {
-        return Ok(());
+/// Describes what is at the path. A link is refused, and so is a path that leads through one.
+pub(super) fn metadata(files: &Files, path: &Path) -> Result<Metadata, RpcError> {
+    let (directory, name) = match parent(files, path)? {
+        Some(entry) => entry,
+        None => (files.anchor(path).map_err(failed)?.0, ".".into()),
     };
-    let stat = statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(error)?;
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Symlink => Err(link_error()),
-        _ => Ok(()),
+    let stat = statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(error)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+        return Err(link_error());
+    }
+    let flags = PASS | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file: File = openat(&directory, &name, flags, Mode::empty())
+        .map_err(error)?
+        .into();
+    let metadata = file.metadata().map_err(failed)?;
+    match metadata.is_symlink() {
+        true => Err(link_error()),
+        false => Ok(metadata),
     }
 }
 
-pub(super) fn create_directory(path: &Path, recursive: bool) -> Result<(), RpcError> {
+pub(super) fn create_directory(
+    files: &Files,
+    path: &Path,
+    recursive: bool,
+) -> Result<(), RpcError> {
     let mode = Mode::from_raw_mode(0o777);
     if !recursive {
-        let Some((directory, name)) = parent(path)? else {
+        let Some((directory, name)) = parent(files, path)? else {
             return Err(RpcError::internal("directory already exists"));
         };
-        return mkdirat(&directory, name, mode).map_err(error);
+        return mkdirat(&directory, &name, mode).map_err(error);
     }
-    let mut directory = top()?;
-    for name in names(path) {
+    let (mut directory, path) = files.anchor(path).map_err(failed)?;
+    for name in names(&path) {
         match mkdirat(&directory, name, mode) {
             Ok(()) | Err(Errno::EXIST) => {}
             // Where one may not create, there may still be one.
@@ -101,21 +112,26 @@ pub(super) fn create_directory(path: &Path, recursive: bool) -> Result<(), RpcEr
     Ok(())
 }
 
-pub(super) fn remove(path: &Path, recursive: bool, force: bool) -> Result<(), RpcError> {
+pub(super) fn remove(
+    files: &Files,
+    path: &Path,
+    recursive: bool,
+    force: bool,
+) -> Result<(), RpcError> {
     if recursive {
         return Err(RpcError::internal(
             "recursive no-follow removal is unsupported",
         ));
     }
-    match remove_one(path) {
+    match remove_one(files, path) {
         Err(error) if force && error.code == RpcError::not_found("").code => Ok(()),
         result => result,
     }
 }
 
-fn remove_one(path: &Path) -> Result<(), RpcError> {
-    let (directory, name) = entry(path)?;
-    let stat = statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(error)?;
+fn remove_one(files: &Files, path: &Path) -> Result<(), RpcError> {
+    let (directory, name) = entry(files, path)?;
+    let stat = statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(error)?;
     let flags = match FileType::from_raw_mode(stat.st_mode) {
         FileType::Symlink => return Err(link_error()),
         FileType::Directory => AtFlags::REMOVEDIR,

@@ -1,15 +1,16 @@
 //! `fs/walk`: lists a tree, directory by directory.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{BinaryHeap, HashSet, VecDeque},
     io,
-    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
 
+use cap_std::fs::MetadataExt as _;
 use serde::{Deserialize, Serialize};
 
-use super::{Files, confine::Last, failed, uri};
+use super::{failed, files::Files, uri};
 use crate::server::envelope::RpcError;
 
 const MAX_DEPTH: usize = 64;
@@ -80,13 +81,12 @@ struct Failure {
 
 /// Lists what is below `path`; nothing if it is no directory.
 pub(super) fn walk(files: &Files, path: PathBuf, options: &Options) -> Result<Tree, RpcError> {
-    let target = files.resolve(&path, Last::Follow)?;
-    let metadata = match target.metadata() {
+    let metadata = match files.metadata(&path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Tree::default()),
         Err(error) => return Err(failed(error)),
     };
-    let is_link = files.resolve(&path, Last::Keep)?.is_symlink();
+    let is_link = files.symlink_metadata(&path).map_err(failed)?.is_symlink();
     if !metadata.is_dir() || (is_link && !options.follow_directory_symlinks) {
         return Ok(Tree::default());
     }
@@ -124,7 +124,7 @@ impl Walk<'_> {
     fn list(&mut self, directory: &Path, depth: usize) -> bool {
         let names = match self.names(directory) {
             Ok(names) => names,
-            Err(message) => return self.fail(directory.to_owned(), message),
+            Err(error) => return self.fail(directory.to_owned(), error.to_string()),
         };
         for path in names {
             if self.examined == self.options.max_entries {
@@ -133,7 +133,7 @@ impl Walk<'_> {
             self.examined += 1;
             let goes_on = match self.examine(&path, depth) {
                 Ok(goes_on) => goes_on,
-                Err(error) => self.fail(path, error.message),
+                Err(error) => self.fail(path, error.to_string()),
             };
             if !goes_on {
                 return false;
@@ -142,36 +142,30 @@ impl Walk<'_> {
         true
     }
 
-    /// Returns what is in a directory, sorted, and one more than may be looked at, so that this is noticed.
-    fn names(&self, directory: &Path) -> Result<Vec<PathBuf>, String> {
-        let target = self
-            .files
-            .resolve(directory, Last::Follow)
-            .map_err(|error| error.message)?;
-        let read = target.read_dir().map_err(|error| error.to_string())?;
-        let mut names = Vec::new();
-        for entry in read {
-            let entry = entry.map_err(|error| error.to_string())?;
-            names.push(directory.join(entry.file_name()));
+    /// Returns the first of what is in a directory, sorted: one more than may be looked at, so that a limit is noticed. No more are
+    /// held, however many there are.
+    fn names(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
+        let most = self.options.max_entries - self.examined + 1;
+        let mut first = BinaryHeap::new();
+        for name in self.files.names(directory)? {
+            first.push(name?);
+            if first.len() > most {
+                first.pop();
+            }
         }
-        names.sort_unstable();
-        names.truncate(self.options.max_entries - self.examined + 1);
-        Ok(names)
+        let names = first.into_sorted_vec().into_iter();
+        Ok(names.map(|name| directory.join(name)).collect())
     }
 
-    fn examine(&mut self, path: &Path, depth: usize) -> Result<bool, RpcError> {
-        let mut metadata = self
-            .files
-            .resolve(path, Last::Keep)?
-            .symlink_metadata()
-            .map_err(failed)?;
+    fn examine(&mut self, path: &Path, depth: usize) -> io::Result<bool> {
+        let mut metadata = self.files.symlink_metadata(path)?;
         let is_link = metadata.is_symlink();
         if is_link {
             if !self.options.follow_directory_symlinks {
                 return Ok(true);
             }
             // One that leads nowhere, in a circle or out of the root is none to a directory.
-            let Some(target) = self.files.behind(path) else {
+            let Ok(target) = self.files.metadata(path) else {
                 return Ok(true);
             };
             metadata = target;

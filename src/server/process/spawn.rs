@@ -8,7 +8,10 @@ use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{environment::Policy, group::Group, log::Source};
-use crate::server::{envelope::RpcError, fs::Files};
+use crate::server::{
+    envelope::RpcError,
+    fs::{Directory, Files},
+};
 
 /// The params of `process/start`. What is not here is ignored, as by any server that does not know it.
 #[derive(Deserialize)]
@@ -127,7 +130,7 @@ impl Start {
 struct Plan {
     argv: Vec<String>,
     arg0: Option<String>,
-    cwd: PathBuf,
+    cwd: Directory,
     env: BTreeMap<String, String>,
 }
 
@@ -142,7 +145,7 @@ impl Plan {
             };
             command
                 .args(&self.argv[1..])
-                .current_dir(&self.cwd)
+                .current_dir(self.cwd.path())
                 .env_clear()
                 .envs(&self.env)
                 .stdin(stdin)
@@ -188,7 +191,7 @@ impl Plan {
         terminal.resize(size)?;
         let mut command = pty_process::Command::new(&self.argv[0])
             .args(&self.argv[1..])
-            .current_dir(&self.cwd)
+            .current_dir(self.cwd.path())
             .env_clear()
             .envs(&self.env);
         if let Some(arg0) = &self.arg0 {
