@@ -56,6 +56,7 @@ mod envelope;
 mod environment;
 mod fs;
 mod ignored;
+mod liveness;
 mod outbox;
 mod process;
 mod registry;
@@ -71,8 +72,8 @@ use std::{
 };
 
 use actix_web::{
-    App, HttpRequest, HttpResponse, HttpServer,
-    dev::ServerHandle,
+    App, FromRequest as _, HttpRequest, HttpResponse, HttpServer,
+    dev::{self, ServerHandle},
     http::header,
     web::{self, Payload},
 };
@@ -80,7 +81,13 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 pub use self::auth::{Auth, SignedToken};
-use self::{fs::Files, registry::Registry, session::Stop};
+use self::{
+    fs::Files,
+    liveness::{Cutter, Heard, Patience, Taken},
+    outbox::Outbox,
+    registry::Registry,
+    session::Stop,
+};
 
 /// Options of a server. Make one with [`ServerConfig::new`] and change what you need.
 #[derive(Debug, Clone)]
@@ -103,6 +110,20 @@ pub struct ServerConfig {
     /// How long a session waits for its client to come back. 30 s by default. When it is over, its processes
     /// are killed.
     pub session_window: Duration,
+    /// How long a client may send nothing before it is pinged. 10 s by default, so that what is between does not take
+    /// the connection for idle. A client is pinged after half of `silence_timeout` at the latest.
+    pub ping_interval: Duration,
+    /// How long a client may give no sign of life before its connection is dropped and the session waits for the client
+    /// to come back. 25 s by default, with which a client that has lost the network in silence can come back before
+    /// `session_window` has passed once. Signs of life are all bytes that come from the client, and that its socket
+    /// takes more after it was full: a client that is slow in taking a large message is not dropped. A client that stops
+    /// reading for longer has to send pongs that nobody has asked for, as the client of this crate does.
+    pub silence_timeout: Duration,
+    /// How long a client may take to give a sign of life, once pinged, when another connection asks to resume its
+    /// session. After that, the other connection gets the session, and this one is dropped. 3 s by default. It should be
+    /// less than half of what clients wait for the answer to their handshake
+    /// ([`Config::handshake_timeout`](crate::Config::handshake_timeout)).
+    pub takeover_timeout: Duration,
     /// How long a process that has ended can be asked about, and its id is taken. 30 s by default.
     pub forgotten_after: Duration,
 }
@@ -116,6 +137,9 @@ impl ServerConfig {
             allow_unauthenticated: false,
             root: None,
             session_window: Duration::from_secs(30),
+            ping_interval: Duration::from_secs(10),
+            silence_timeout: Duration::from_secs(25),
+            takeover_timeout: Duration::from_secs(3),
             forgotten_after: Duration::from_secs(30),
         }
     }
@@ -199,6 +223,11 @@ impl Server {
             files,
             config.session_window,
             config.forgotten_after,
+            Patience {
+                ping_interval: config.ping_interval,
+                silence_timeout: config.silence_timeout,
+                takeover_timeout: config.takeover_timeout,
+            },
         ));
         let failed = |source| ServerError::Listen { address, source };
         let (started, answer) = oneshot::channel();
@@ -308,6 +337,7 @@ fn run(listen: SocketAddr, registry: Arc<Registry>, started: Started) {
                 .service(web::resource("/readyz").route(web::get().to(readyz)))
                 .route("/", web::get().to(upgrade))
         })
+        .on_connect(Cutter::add)
         // Sessions stay on the thread on which they began, and are resumed there.
         .workers(1)
         .disable_signals()
@@ -352,14 +382,23 @@ async fn upgrade(
     {
         return Ok(HttpResponse::Unauthorized().body(reason));
     }
+    let outbox = Arc::<Outbox>::default();
+    let heard = Heard::new(body.into_inner(), outbox.clone());
+    let payload = Box::pin(heard.clone());
+    let body = Payload::from_request(&request, &mut dev::Payload::Stream { payload }).await?;
     let (response, socket, messages) = actix_ws::handle(&request, body)?;
-    crate::task::spawn(connection::serve(
-        Arc::clone(&registry),
-        request.peer_addr(),
+    let wire = connection::Wire {
+        peer: request.peer_addr(),
         socket,
         messages,
-    ));
-    Ok(response)
+        heard,
+        cutter: request.conn_data::<Cutter>().cloned(),
+    };
+    let taken = outbox.clone();
+    crate::task::spawn(connection::serve(Arc::clone(&registry), outbox, wire));
+    Ok(response
+        .map_body(|_, body| Taken::new(body, taken))
+        .map_into_boxed_body())
 }
 
 /// A browser sends it, for a page that has no business here.

@@ -3,18 +3,20 @@
 //! What is asked of a process goes to it through the session, so that processes do not wait for each other.
 //! What is asked of files is done in the order in which it was asked, on a thread that may block.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
-use actix::Addr;
+use actix::{Addr, MailboxError};
 use actix_web::web;
 use actix_ws::{AggregatedMessage, MessageStream};
+use log::debug;
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
-use tokio::{sync::mpsc, time::interval};
+use tokio::{select, sync::mpsc};
 
 use super::{
     envelope::{Incoming, RequestId, RpcError, decode, decode_params, encode_answer},
     fs::{self, Handles},
+    liveness::{Cutter, Heard},
     outbox::Outbox,
     registry::{Counted, Registry},
     session::{Attach, Detach, ProcessConsumed, ProcessRequest, Session},
@@ -26,12 +28,15 @@ const FRAME: usize = 16 << 20;
 const MESSAGE: usize = 64 << 20;
 /// How many requests about files may wait before no more messages are read.
 const WAITING: usize = 1024;
-/// How often the client is asked for a sign of life, so that what is between keeps the connection.
-const PING: Duration = Duration::from_secs(30);
+/// How many connections may be found to have a session, one after the other, by one that wants to resume it. Each is
+/// given time to answer a ping, and the client does not wait for ever.
+const RIVALS: usize = 2;
 
 /// How far the handshake has come.
 enum Handshake {
     New,
+    /// It asks for this session, and may have got it.
+    Attaching(Addr<Session>),
     Initialized(Addr<Session>),
     Ready(Addr<Session>),
 }
@@ -49,17 +54,30 @@ struct Connection {
     outbox: Arc<Outbox>,
     handshake: Handshake,
     files: mpsc::Sender<FileRequest>,
+    heard: Heard,
     _counted: Counted,
 }
 
-/// Serves a client until one of both ends it.
-pub(super) async fn serve(
-    registry: Arc<Registry>,
-    peer: Option<SocketAddr>,
-    socket: actix_ws::Session,
-    messages: MessageStream,
-) {
-    let outbox = Arc::<Outbox>::default();
+/// What leads to a client.
+pub(super) struct Wire {
+    pub(super) peer: Option<SocketAddr>,
+    pub(super) socket: actix_ws::Session,
+    pub(super) messages: MessageStream,
+    pub(super) heard: Heard,
+    pub(super) cutter: Option<Cutter>,
+}
+
+/// Serves a client until one of both ends it, the client is silent for too long, or another connection takes over the
+/// session.
+pub(super) async fn serve(registry: Arc<Registry>, outbox: Arc<Outbox>, wire: Wire) {
+    let Wire {
+        peer,
+        socket,
+        messages,
+        heard,
+        cutter,
+    } = wire;
+    let patience = registry.patience;
     let _writing = Task::spawn(write(outbox.clone(), socket.clone()));
     let (files, requests) = mpsc::channel(WAITING);
     let _filing = Task::spawn(file(requests, registry.clone(), outbox.clone()));
@@ -67,24 +85,33 @@ pub(super) async fn serve(
         peer: peer.map(|peer| peer.to_string()).unwrap_or_default(),
         _counted: Counted::new(&registry.counts.connections),
         registry,
-        outbox,
+        outbox: outbox.clone(),
         handshake: Handshake::New,
         files,
+        heard,
     };
-    connection.read(socket, messages).await;
+    select! {
+        biased;
+        () = connection.read(socket, messages) => return,
+        () = outbox.displaced() => debug!("a connection is dropped: another one has taken over its session"),
+        () = outbox.life.ends(&patience) => debug!("a connection is dropped: its client is silent"),
+    }
+    drop(connection);
+    // Whoever does not read would keep what was written waiting for ever.
+    if let Some(cutter) = cutter {
+        cutter.cut();
+    }
 }
 
 /// Sends what waits for the client.
 async fn write(outbox: Arc<Outbox>, mut socket: actix_ws::Session) {
-    let mut pings = interval(PING);
-    pings.tick().await;
     loop {
         let sent = tokio::select! {
             message = outbox.next() => match message {
                 Some(message) => socket.text(message).await,
                 None => return,
             },
-            _ = pings.tick() => socket.ping(b"").await,
+            () = outbox.life.ping_wanted() => socket.ping(b"").await,
         };
         if sent.is_err() {
             return outbox.close();
@@ -147,10 +174,11 @@ impl Connection {
             .max_frame_size(FRAME)
             .aggregate_continuations()
             .max_continuation_size(MESSAGE);
+        let heard = self.heard.clone();
         while let Some(Ok(message)) = messages.recv().await {
             let goes_on = match message {
-                AggregatedMessage::Text(text) => self.take(text.as_bytes()).await,
-                AggregatedMessage::Binary(bytes) => self.take(&bytes).await,
+                AggregatedMessage::Text(text) => heard.during(self.take(text.as_bytes())).await,
+                AggregatedMessage::Binary(bytes) => heard.during(self.take(&bytes)).await,
                 AggregatedMessage::Ping(bytes) => socket.pong(&bytes).await.is_ok(),
                 AggregatedMessage::Pong(_) => true,
                 AggregatedMessage::Close(_) => false,
@@ -159,7 +187,7 @@ impl Connection {
                 return;
             }
             // A client that does not take its answers is asked for nothing more.
-            self.outbox.is_bearable().await;
+            heard.during(self.outbox.is_bearable()).await;
         }
     }
 
@@ -242,7 +270,7 @@ impl Connection {
 
     fn ready(&self, what: &str) -> Result<&Addr<Session>, RpcError> {
         let missing = match &self.handshake {
-            Handshake::New => "call initialize",
+            Handshake::New | Handshake::Attaching(_) => "call initialize",
             Handshake::Initialized(_) => "send initialized",
             Handshake::Ready(session) => return Ok(session),
         };
@@ -286,25 +314,58 @@ impl Connection {
         Ok((id, session))
     }
 
-    async fn resume(&self, id: String) -> Result<(String, Addr<Session>), RpcError> {
+    async fn resume(&mut self, id: String) -> Result<(String, Addr<Session>), RpcError> {
         let unknown = || RpcError::invalid_request(format!("unknown session id {id}"));
         let session = self.registry.find(&id).ok_or_else(unknown)?;
-        let is_free = session
-            .send(Attach(self.outbox.clone()))
-            .await
-            .map_err(|_| unknown())?;
-        if !is_free {
-            return Err(RpcError::session_attached(&id));
+        // Before it is asked: if the client goes now, the session may have it already.
+        self.handshake = Handshake::Attaching(session.clone());
+        let attached = self.attach(&session).await;
+        if !matches!(attached, Ok(true)) {
+            self.handshake = Handshake::New;
         }
-        Ok((id, session))
+        match attached {
+            Ok(true) => Ok((id, session)),
+            Ok(false) => Err(RpcError::session_attached(&id)),
+            Err(_) => Err(unknown()),
+        }
+    }
+
+    /// Attaches this connection to a session, if none has it, or one whose client does not answer a ping. Returns
+    /// whether it has got the session. Fails if the session is over.
+    async fn attach(&self, session: &Addr<Session>) -> Result<bool, MailboxError> {
+        let mut instead_of = None;
+        for _ in 0..=RIVALS {
+            let attach = Attach {
+                outbox: self.outbox.clone(),
+                instead_of: instead_of.take(),
+            };
+            let Err(present) = session.send(attach).await? else {
+                return Ok(true);
+            };
+            let is_alive = select! {
+                biased;
+                // This client is gone, and needs no session.
+                () = self.heard.ended() => return Ok(false),
+                () = present.closed() => false,
+                answers = present.life.answers_ping(self.registry.patience.takeover_timeout) => answers,
+            };
+            if is_alive {
+                return Ok(false);
+            }
+            instead_of = Some(present);
+        }
+        Ok(false)
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         self.outbox.close();
-        if let Handshake::Initialized(session) | Handshake::Ready(session) = &self.handshake {
-            session.do_send(Detach(self.outbox.clone()));
+        match &self.handshake {
+            Handshake::New => {}
+            Handshake::Attaching(session)
+            | Handshake::Initialized(session)
+            | Handshake::Ready(session) => session.do_send(Detach(self.outbox.clone())),
         }
     }
 }

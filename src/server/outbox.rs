@@ -8,6 +8,8 @@ use std::{
 
 use tokio::sync::Notify;
 
+use super::liveness::Life;
+
 /// With more than this, the processes of the session are not read.
 const FULL: usize = 4 << 20;
 /// With more than this, the requests of the client are not read either: it does not take its answers.
@@ -21,6 +23,10 @@ pub(super) struct Outbox {
     filled: Notify,
     /// There is room again, or nobody wants it.
     drained: Notify,
+    /// Another connection has the session.
+    displaced: Notify,
+    /// Whether the client is still there.
+    pub(super) life: Life,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +89,29 @@ impl Outbox {
         self.drained.notify_waiters();
     }
 
+    /// Ends the connection, as another one has its session.
+    fn displace(&self) {
+        self.close();
+        self.displaced.notify_one();
+    }
+
+    /// Waits until another connection has the session. One task does.
+    pub(super) async fn displaced(&self) {
+        self.displaced.notified().await;
+    }
+
+    /// Waits until the connection is gone.
+    pub(super) async fn closed(&self) {
+        loop {
+            // Before the look, so that what happens in between is not missed.
+            let drained = self.drained.notified();
+            if self.lock().is_closed {
+                return;
+            }
+            drained.await;
+        }
+    }
+
     async fn wait_below(&self, limit: usize) {
         loop {
             // Before the look, so that what happens in between is not missed.
@@ -107,6 +136,23 @@ pub(super) struct Attachment(RefCell<Option<Arc<Outbox>>>);
 impl Attachment {
     pub(super) fn attach(&self, outbox: Arc<Outbox>) {
         *self.0.borrow_mut() = Some(outbox);
+    }
+
+    /// Attaches `outbox`, unless another one than `instead_of` is attached: that one is returned.
+    pub(super) fn take_over(
+        &self,
+        outbox: Arc<Outbox>,
+        instead_of: Option<&Arc<Outbox>>,
+    ) -> Result<(), Arc<Outbox>> {
+        let mut attached = self.0.borrow_mut();
+        if let Some(present) = &*attached {
+            if !instead_of.is_some_and(|expected| Arc::ptr_eq(expected, present)) {
+                return Err(present.clone());
+            }
+            present.displace();
+        }
+        *attached = Some(outbox);
+        Ok(())
     }
 
     /// Lets go of this connection. Returns whether it was attached.

@@ -11,7 +11,9 @@ use std::{
 
 use actix::Addr;
 
-use super::{auth::Auth, environment::Environment, fs::Files, session::Session};
+use super::{
+    auth::Auth, environment::Environment, fs::Files, liveness::Patience, session::Session,
+};
 
 /// What all connections of a server share.
 pub(super) struct Registry {
@@ -20,6 +22,7 @@ pub(super) struct Registry {
     pub(super) environment: Environment,
     pub(super) session_window: Duration,
     pub(super) forgotten_after: Duration,
+    pub(super) patience: Patience,
     sessions: Mutex<Sessions>,
     pub(super) counts: Counts,
 }
@@ -62,6 +65,7 @@ impl Registry {
         files: Files,
         session_window: Duration,
         forgotten_after: Duration,
+        patience: Patience,
     ) -> Self {
         Registry {
             auth,
@@ -69,6 +73,7 @@ impl Registry {
             environment: Environment::look(session_window),
             session_window,
             forgotten_after,
+            patience,
             sessions: Mutex::default(),
             counts: Counts::default(),
         }

@@ -3,7 +3,7 @@
 //!
 //! | message | answer | sent by |
 //! | --- | --- | --- |
-//! | `Attach` | whether it was free | a connection that begins or resumes it |
+//! | `Attach` | the connection that has it, if one does | a connection that resumes it |
 //! | `Detach` | – | a connection that ends |
 //! | `ProcessRequest` | the result, as JSON | its connection |
 //! | `ProcessConsumed` | – | its connection |
@@ -30,11 +30,15 @@ use super::{
 use crate::protocol::base64;
 
 /// A connection is there for the session.
-pub(super) struct Attach(pub(super) Arc<Outbox>);
+pub(super) struct Attach {
+    pub(super) outbox: Arc<Outbox>,
+    /// The connection that it may displace: its client gave no sign of life.
+    pub(super) instead_of: Option<Arc<Outbox>>,
+}
 
 impl Message for Attach {
-    /// Whether no other one was.
-    type Result = bool;
+    /// Another connection has the session, and keeps it for now.
+    type Result = Result<(), Arc<Outbox>>;
 }
 
 /// The connection is gone.
@@ -290,17 +294,15 @@ impl Actor for Session {
 }
 
 impl Handler<Attach> for Session {
-    type Result = bool;
+    type Result = Result<(), Arc<Outbox>>;
 
-    fn handle(&mut self, Attach(outbox): Attach, context: &mut Self::Context) -> bool {
-        if self.attachment.is_attached() {
-            return false;
-        }
+    fn handle(&mut self, attach: Attach, context: &mut Self::Context) -> Self::Result {
+        let Attach { outbox, instead_of } = attach;
+        self.attachment.take_over(outbox, instead_of.as_ref())?;
         if let Some(expiry) = self.expiry.take() {
             context.cancel_future(expiry);
         }
-        self.attachment.attach(outbox);
-        true
+        Ok(())
     }
 }
 

@@ -33,11 +33,24 @@ struct Shared {
     piece: Cell<usize>,
     /// How many bytes still go to clients before all connections are cut.
     until_cut: Cell<Option<usize>>,
-    connections: RefCell<Vec<oneshot::Sender<End>>>,
+    connections: RefCell<Vec<Connection>>,
     /// The server's ends of connections whose clients are gone.
     half_open: RefCell<Vec<TcpStream>>,
     accepted: Cell<usize>,
     cuts: Cell<usize>,
+}
+
+/// What the test can do to a connection.
+struct Connection {
+    end: oneshot::Sender<End>,
+    silent: Rc<Silent>,
+}
+
+/// The directions in which a connection does not forward any more, though it stays open.
+#[derive(Default)]
+struct Silent {
+    to_server: Cell<bool>,
+    to_client: Cell<bool>,
 }
 
 /// How a connection is to end.
@@ -114,6 +127,15 @@ impl Proxy {
         self.shared.flowing.send_replace(false);
     }
 
+    /// Has the connections that there are go silent in these directions for ever, without closing them. Those that
+    /// come from now on are forwarded.
+    pub fn go_silent(&self, to_server: bool, to_client: bool) {
+        for Connection { silent, .. } in &*self.shared.connections.borrow() {
+            silent.to_server.set(silent.to_server.get() || to_server);
+            silent.to_client.set(silent.to_client.get() || to_client);
+        }
+    }
+
     pub fn go_on(&self) {
         self.shared.flowing.send_replace(true);
     }
@@ -152,15 +174,24 @@ async fn accept(listener: TcpListener, shared: Rc<Shared>) {
             continue;
         }
         let (sender, end) = oneshot::channel();
+        let silent = Rc::<Silent>::default();
         let mut connections = shared.connections.borrow_mut();
-        connections.retain(|connection| !connection.is_closed());
-        connections.push(sender);
-        actix::spawn(carry(client, shared.clone(), end));
+        connections.retain(|connection| !connection.end.is_closed());
+        connections.push(Connection {
+            end: sender,
+            silent: silent.clone(),
+        });
+        actix::spawn(carry(client, shared.clone(), end, silent));
     }
 }
 
 /// Forwards between a client and the target until one of them ends it, or the test does.
-async fn carry(mut client: TcpStream, shared: Rc<Shared>, mut end: oneshot::Receiver<End>) {
+async fn carry(
+    mut client: TcpStream,
+    shared: Rc<Shared>,
+    mut end: oneshot::Receiver<End>,
+    silent: Rc<Silent>,
+) {
     let connected = tokio::select! {
         biased;
         _ = &mut end => return,
@@ -179,8 +210,8 @@ async fn carry(mut client: TcpStream, shared: Rc<Shared>, mut end: oneshot::Rece
             // What the test has said comes before what is left to forward.
             biased;
             end = end => end.ok(),
-            () = shared.to_server(from_client, to_server) => None,
-            () = shared.to_client(from_server, to_client) => None,
+            () = shared.to_server(from_client, to_server, &silent.to_server) => None,
+            () = shared.to_client(from_server, to_client, &silent.to_client) => None,
         }
     };
     match end {
@@ -201,16 +232,25 @@ impl Shared {
     fn end_all(&self, end: End) {
         self.until_cut.set(None);
         for connection in self.connections.take() {
-            if connection.send(end).is_ok() {
+            if connection.end.send(end).is_ok() {
                 self.cuts.set(self.cuts.get() + 1);
             }
         }
     }
 
-    async fn to_server(&self, mut client: ReadHalf<'_>, mut server: WriteHalf<'_>) {
+    async fn to_server(
+        &self,
+        mut client: ReadHalf<'_>,
+        mut server: WriteHalf<'_>,
+        silent: &Cell<bool>,
+    ) {
         let mut buffer = vec![0; 1 << 16];
         loop {
-            let Ok(length) = client.read(&mut buffer).await else {
+            let read = client.read(&mut buffer).await;
+            if silent.get() {
+                return pending().await;
+            }
+            let Ok(length) = read else {
                 return;
             };
             self.flow().await;
@@ -225,9 +265,21 @@ impl Shared {
         }
     }
 
-    async fn to_client(&self, mut server: ReadHalf<'_>, mut client: WriteHalf<'_>) {
+    async fn to_client(
+        &self,
+        mut server: ReadHalf<'_>,
+        mut client: WriteHalf<'_>,
+        silent: &Cell<bool>,
+    ) {
         let mut buffer = vec![0; 1 << 16];
-        while let Ok(length @ 1..) = server.read(&mut buffer).await {
+        loop {
+            let read = server.read(&mut buffer).await;
+            if silent.get() {
+                return pending().await;
+            }
+            let Ok(length @ 1..) = read else {
+                return;
+            };
             let mut rest = &buffer[..length];
             while !rest.is_empty() {
                 self.flow().await;

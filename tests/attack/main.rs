@@ -1,0 +1,8 @@
+//! Peers and networks that do what they should not, and what must come of it.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[cfg(all(feature = "server", unix))]
+mod half_open;
