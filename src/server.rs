@@ -18,6 +18,9 @@
 //! | `processConcurrency` | Requests about different processes do not wait for each other; those about one are handled in order |
 //! | `processOutputWindow` | `outputWindow` in `process/start`: how many bytes of output may wait for the client, each piece counting for 128 more; at most 1 MiB. With so many, the pipe of the process is not read on. The notification `process/consumed {processId, seq}` says that everything up to this `seq` is consumed, until then it is kept; the request `process/releaseOutput {processId}` -> `{}`, that the process need not wait any more |
 //!
+//! A request for which the server has no room ([`Limits`]) is refused with the code −32011. The server ends a connection with a Close
+//! frame that says why, and answers one.
+//!
 //! `environmentInfo.sessionWindowMs` says how long a session waits for its client to come back.
 //!
 //! # Examples
@@ -54,13 +57,17 @@ mod auth;
 mod connection;
 mod envelope;
 mod environment;
+mod frame_guard;
 mod fs;
 mod ignored;
+mod limits;
 mod liveness;
 mod outbox;
 mod process;
 mod registry;
+mod retained;
 mod session;
+mod socket;
 
 use std::{
     io,
@@ -78,10 +85,14 @@ use actix_web::{
     web::{self, Payload},
 };
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::timeout};
 
-pub use self::auth::{Auth, SignedToken};
+pub use self::{
+    auth::{Auth, SignedToken},
+    limits::Limits,
+};
 use self::{
+    frame_guard::FrameGuard,
     fs::Files,
     liveness::{Cutter, Heard, Patience, Taken},
     outbox::Outbox,
@@ -126,6 +137,8 @@ pub struct ServerConfig {
     pub takeover_timeout: Duration,
     /// How long a process that has ended can be asked about, and its id is taken. 30 s by default.
     pub forgotten_after: Duration,
+    /// How much the server holds for its clients, in bytes, and how many of them there may be.
+    pub limits: Limits,
 }
 
 impl ServerConfig {
@@ -141,6 +154,7 @@ impl ServerConfig {
             silence_timeout: Duration::from_secs(25),
             takeover_timeout: Duration::from_secs(3),
             forgotten_after: Duration::from_secs(30),
+            limits: Limits::default(),
         }
     }
 }
@@ -228,6 +242,7 @@ impl Server {
                 silence_timeout: config.silence_timeout,
                 takeover_timeout: config.takeover_timeout,
             },
+            config.limits,
         ));
         let failed = |source| ServerError::Listen { address, source };
         let (started, answer) = oneshot::channel();
@@ -261,7 +276,7 @@ impl Server {
     pub fn statistics(&self) -> ServerStatistics {
         let counts = &self.registry.counts;
         ServerStatistics {
-            connections: counts.connections.load(Ordering::Relaxed),
+            connections: self.registry.connections(),
             sessions: counts.sessions.load(Ordering::Relaxed),
             processes: counts.processes.load(Ordering::Relaxed),
         }
@@ -283,6 +298,8 @@ impl Server {
             // One that is gone already has left nothing.
             let _gone = stopped.await;
         }
+        // Each client is told. Who does not read is not waited for.
+        let _late = timeout(CLOSING, self.registry.all_ended()).await;
         self.handle.stop(false).await;
     }
 }
@@ -305,6 +322,9 @@ impl std::fmt::Debug for Server {
             .finish_non_exhaustive()
     }
 }
+
+/// How long clients may take to be told that the server stops.
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// The shortest secret that signed tokens may have.
 const LEAST_SECRET: usize = 32;
@@ -382,22 +402,30 @@ async fn upgrade(
     {
         return Ok(HttpResponse::Unauthorized().body(reason));
     }
-    let outbox = Arc::<Outbox>::default();
-    let heard = Heard::new(body.into_inner(), outbox.clone());
+    let outbox = Arc::new(Outbox::new(&registry.limits, registry.memory.clone()));
+    let Some(admitted) = registry.admit(&outbox) else {
+        return Ok(HttpResponse::ServiceUnavailable()
+            .body("as many clients are connected as this server takes"));
+    };
+    let guard = FrameGuard::new(registry.memory.clone());
+    let heard = Heard::new(body.into_inner(), outbox.clone(), guard);
     let payload = Box::pin(heard.clone());
     let body = Payload::from_request(&request, &mut dev::Payload::Stream { payload }).await?;
-    let (response, socket, messages) = actix_ws::handle(&request, body)?;
+    let (response, _, messages) = actix_ws::handle(&request, body)?;
+    let (response, original) = response.into_parts();
+    let (socket, frames) = socket::channel(original);
     let wire = connection::Wire {
         peer: request.peer_addr(),
         socket,
         messages,
         heard,
         cutter: request.conn_data::<Cutter>().cloned(),
+        admitted,
     };
     let taken = outbox.clone();
     crate::task::spawn(connection::serve(Arc::clone(&registry), outbox, wire));
     Ok(response
-        .map_body(|_, body| Taken::new(body, taken))
+        .set_body(Taken::new(frames, taken))
         .map_into_boxed_body())
 }
 

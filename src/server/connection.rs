@@ -1,33 +1,34 @@
 //! One connection of a client: reads its messages, and answers each when its answer is there.
 //!
-//! What is asked of a process goes to it through the session, so that processes do not wait for each other.
-//! What is asked of files is done in the order in which it was asked, on a thread that may block.
+//! Requests about a process go to it through the session, so that processes do not wait for each other. Requests about files are
+//! carried out in the order in which they came.
 
-use std::{net::SocketAddr, sync::Arc};
+mod ending;
+mod files;
+
+use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use actix::{Addr, MailboxError};
-use actix_web::web;
 use actix_ws::{AggregatedMessage, MessageStream};
-use log::debug;
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
-use tokio::{select, sync::mpsc};
+use tokio::{select, sync::Semaphore, time::sleep};
 
+use self::{ending::Ending, files::FileQueue};
 use super::{
     envelope::{Incoming, RequestId, RpcError, decode, decode_params, encode_answer},
-    fs::{self, Handles},
     liveness::{Cutter, Heard},
-    outbox::Outbox,
-    registry::{Counted, Registry},
+    outbox::{Answer, Outbox, Room},
+    registry::{Admitted, Registry},
     session::{Attach, Detach, ProcessConsumed, ProcessRequest, Session},
+    socket::Socket,
 };
 use crate::task::{self, Task};
 
-/// Largest frame of a client, and largest message.
+/// Largest frame of a client.
 const FRAME: usize = 16 << 20;
-const MESSAGE: usize = 64 << 20;
-/// How many requests about files may wait before no more messages are read.
-const WAITING: usize = 1024;
+/// How many requests about processes may wait for their answers before no more messages are read.
+const PENDING: usize = 16_384;
 /// How many connections may be found to have a session, one after the other, by one that wants to resume it. Each is
 /// given time to answer a ping, and the client does not wait for ever.
 const RIVALS: usize = 2;
@@ -41,30 +42,27 @@ enum Handshake {
     Ready(Addr<Session>),
 }
 
-/// What is asked of files.
-struct FileRequest {
-    id: RequestId,
-    method: String,
-    params: Box<RawValue>,
-}
-
 struct Connection {
     peer: String,
     registry: Arc<Registry>,
     outbox: Arc<Outbox>,
     handshake: Handshake,
-    files: mpsc::Sender<FileRequest>,
+    files: FileQueue,
+    /// Room for requests about processes that wait for their answers.
+    pending: Arc<Semaphore>,
     heard: Heard,
-    _counted: Counted,
+    is_introduced: Rc<Cell<bool>>,
+    admitted: Option<Admitted>,
 }
 
 /// What leads to a client.
 pub(super) struct Wire {
     pub(super) peer: Option<SocketAddr>,
-    pub(super) socket: actix_ws::Session,
+    pub(super) socket: Socket,
     pub(super) messages: MessageStream,
     pub(super) heard: Heard,
     pub(super) cutter: Option<Cutter>,
+    pub(super) admitted: Admitted,
 }
 
 /// Serves a client until one of both ends it, the client is silent for too long, or another connection takes over the
@@ -76,42 +74,53 @@ pub(super) async fn serve(registry: Arc<Registry>, outbox: Arc<Outbox>, wire: Wi
         messages,
         heard,
         cutter,
+        admitted,
     } = wire;
-    let patience = registry.patience;
+    let (patience, limits) = (registry.patience, registry.limits.clone());
     let _writing = Task::spawn(write(outbox.clone(), socket.clone()));
-    let (files, requests) = mpsc::channel(WAITING);
-    let _filing = Task::spawn(file(requests, registry.clone(), outbox.clone()));
+    let is_introduced = Rc::<Cell<bool>>::default();
     let mut connection = Connection {
         peer: peer.map(|peer| peer.to_string()).unwrap_or_default(),
-        _counted: Counted::new(&registry.counts.connections),
+        admitted: Some(admitted),
+        files: FileQueue::start(registry.clone(), outbox.clone()),
         registry,
         outbox: outbox.clone(),
         handshake: Handshake::New,
-        files,
+        pending: Arc::new(Semaphore::new(PENDING)),
         heard,
+        is_introduced: is_introduced.clone(),
     };
-    select! {
+    let ending = select! {
         biased;
-        () = connection.read(socket, messages) => return,
-        () = outbox.displaced() => debug!("a connection is dropped: another one has taken over its session"),
-        () = outbox.life.ends(&patience) => debug!("a connection is dropped: its client is silent"),
-    }
-    drop(connection);
-    // Whoever does not read would keep what was written waiting for ever.
-    if let Some(cutter) = cutter {
-        cutter.cut();
+        ending = connection.read(&socket, messages) => ending,
+        () = outbox.displaced() => Ending::Displaced,
+        () = outbox.closed() => Ending::Stopped,
+        () = outbox.life.ends(&patience) => Ending::Silent,
+        () = stays_unknown(&is_introduced, limits.initialize_timeout) => Ending::Unknown,
+    };
+    // The session is free for another connection before this one is over.
+    let admitted = connection.leave();
+    ending.carry_out(socket, cutter).await;
+    drop(admitted);
+}
+
+/// Returns when the time for the handshake is over without one.
+async fn stays_unknown(is_introduced: &Cell<bool>, timeout: Duration) {
+    sleep(timeout).await;
+    if is_introduced.get() {
+        std::future::pending().await
     }
 }
 
 /// Sends what waits for the client.
-async fn write(outbox: Arc<Outbox>, mut socket: actix_ws::Session) {
+async fn write(outbox: Arc<Outbox>, socket: Socket) {
     loop {
         let sent = tokio::select! {
             message = outbox.next() => match message {
-                Some(message) => socket.text(message).await,
+                Some((message, room)) => socket.text(message, room).await,
                 None => return,
             },
-            () = outbox.life.ping_wanted() => socket.ping(b"").await,
+            () = outbox.life.ping_wanted() => socket.ping().await,
         };
         if sent.is_err() {
             return outbox.close();
@@ -119,23 +128,13 @@ async fn write(outbox: Arc<Outbox>, mut socket: actix_ws::Session) {
     }
 }
 
-/// Carries out what is asked of files, one after the other.
-async fn file(
-    mut requests: mpsc::Receiver<FileRequest>,
-    registry: Arc<Registry>,
-    outbox: Arc<Outbox>,
-) {
-    let handles = Handles::default();
-    while let Some(FileRequest { id, method, params }) = requests.recv().await {
-        let (files, handles) = (registry.files.clone(), handles.clone());
-        let answer = web::block(move || {
-            fs::handle(&files, &handles, &method, &params)
-                .unwrap_or_else(|| Err(RpcError::method_not_found(&method)))
-        })
-        .await
-        .unwrap_or_else(|_| Err(RpcError::internal("the request was given up")));
-        outbox.push(encode_answer(&id, answer));
-    }
+/// Queues the answer to a request.
+fn push(outbox: &Outbox, id: &RequestId, answer: Result<Answer, RpcError>) {
+    let (answer, room) = match answer {
+        Ok(Answer { json, room }) => (Ok(json), room),
+        Err(error) => (Err(error), Room::default()),
+    };
+    outbox.push(encode_answer(id, answer), room);
 }
 
 /// The methods, by what they are about.
@@ -169,26 +168,41 @@ fn kind(method: &str) -> Kind {
 }
 
 impl Connection {
-    async fn read(&mut self, mut socket: actix_ws::Session, messages: MessageStream) {
+    /// Reads and handles messages, until the client ends that.
+    async fn read(&mut self, socket: &Socket, messages: MessageStream) -> Ending {
+        let limit = self.registry.limits.max_message_size;
         let mut messages = messages
-            .max_frame_size(FRAME)
+            .max_frame_size(FRAME.min(limit))
             .aggregate_continuations()
-            .max_continuation_size(MESSAGE);
+            .max_continuation_size(limit);
         let heard = self.heard.clone();
-        while let Some(Ok(message)) = messages.recv().await {
+        while let Some(message) = messages.recv().await {
+            let message = match message {
+                Ok(message) => message,
+                Err(error) => return Ending::of(&error, heard.refusal()),
+            };
             let goes_on = match message {
                 AggregatedMessage::Text(text) => heard.during(self.take(text.as_bytes())).await,
                 AggregatedMessage::Binary(bytes) => heard.during(self.take(&bytes)).await,
-                AggregatedMessage::Ping(bytes) => socket.pong(&bytes).await.is_ok(),
+                AggregatedMessage::Ping(bytes) => heard.during(socket.pong(&bytes)).await.is_ok(),
                 AggregatedMessage::Pong(_) => true,
-                AggregatedMessage::Close(_) => false,
+                AggregatedMessage::Close(reason) => {
+                    return Ending::Closed(reason.map(|reason| reason.code.into()));
+                }
             };
             if !goes_on {
-                return;
+                return Ending::Stray;
             }
             // A client that does not take its answers is asked for nothing more.
             heard.during(self.outbox.is_bearable()).await;
         }
+        Ending::Gone
+    }
+
+    /// Ends the connection's part in its session, and all that it works on. It counts as a connection until the returned value is
+    /// dropped.
+    fn leave(mut self) -> Option<Admitted> {
+        self.admitted.take()
     }
 
     /// Takes a message. Returns whether the connection goes on.
@@ -202,9 +216,10 @@ impl Connection {
                     "failed to parse websocket JSON-RPC message from exec-server websocket {}: {error}",
                     self.peer
                 );
-                let answer = Err(RpcError::invalid_request(message));
-                self.outbox
-                    .push(encode_answer(&RequestId::Number(-1), answer));
+                self.answer(
+                    &RequestId::Number(-1),
+                    Err(RpcError::invalid_request(message)),
+                );
             }
         }
         true
@@ -243,19 +258,26 @@ impl Connection {
         };
         match kind(&method) {
             Kind::Process => {
-                // Sent now, in the order in which it came.
-                let answer = session.send(ProcessRequest { method, params });
+                let pending = self.pending.clone().acquire_owned().await;
                 let outbox = self.outbox.clone();
+                // Sent now, in the order in which it came.
+                let answer = session.send(ProcessRequest {
+                    method,
+                    params,
+                    asking: outbox.clone(),
+                });
                 task::spawn(async move {
+                    let _pending = pending;
                     let answer = answer
                         .await
                         .unwrap_or_else(|_| Err(RpcError::invalid_request("the session is over")));
-                    outbox.push(encode_answer(&id, answer));
+                    push(&outbox, &id, answer);
                 });
             }
             Kind::File => {
-                // Its receiver ends with this.
-                let _gone = self.files.send(FileRequest { id, method, params }).await;
+                if let Err(over) = self.files.add(id.clone(), method, params).await {
+                    self.answer(&id, Err(over.into()));
+                }
             }
             Kind::Status => self.answer(&id, Ok(r#"{"status":"ready"}"#.to_owned())),
             Kind::Info | Kind::Initialize | Kind::Unknown => {
@@ -265,7 +287,7 @@ impl Connection {
     }
 
     fn answer(&self, id: &RequestId, answer: Result<String, RpcError>) {
-        self.outbox.push(encode_answer(id, answer));
+        push(&self.outbox, id, answer.map(Answer::from));
     }
 
     fn ready(&self, what: &str) -> Result<&Addr<Session>, RpcError> {
@@ -298,6 +320,8 @@ impl Connection {
             None => self.begin()?,
         };
         self.handshake = Handshake::Initialized(session);
+        self.is_introduced.set(true);
+        self.heard.allow(self.registry.limits.max_message_size);
         Ok(json!({
             "sessionId": id,
             "environmentInfo": self.registry.environment.info(),

@@ -47,6 +47,11 @@ impl RpcError {
         RpcError::new(-32010, message)
     }
 
+    /// For a request that the server has no room for. The releases have no such code.
+    pub(super) fn overloaded(message: impl Into<String>) -> Self {
+        RpcError::new(-32011, message)
+    }
+
     pub(super) fn not_found(message: impl Into<String>) -> Self {
         RpcError::new(-32004, message)
     }
@@ -231,14 +236,18 @@ impl<'de> Visitor<'de> for Checked<'_> {
     }
 }
 
-/// Writes the answer to a request, of which a good one is JSON already.
+/// Writes the answer to a request. A result is JSON already, and may be as large as a file: its envelope is put around it where it is.
 pub(super) fn encode_answer(id: &RequestId, answer: Result<String, RpcError>) -> String {
     let id = match id {
         RequestId::Number(number) => Value::from(*number),
         RequestId::Text(text) => Value::from(text.as_str()),
     };
     match answer {
-        Ok(result) => format!(r#"{{"id":{id},"result":{result}}}"#),
+        Ok(mut json) => {
+            json.insert_str(0, &format!(r#"{{"id":{id},"result":"#));
+            json.push('}');
+            json
+        }
         Err(error) => {
             json!({"error": {"code": error.code, "message": error.message}, "id": id}).to_string()
         }

@@ -30,7 +30,10 @@ pub(super) use self::{
     files::{Directory, Files},
     handles::Handles,
 };
-use super::envelope::{RpcError, decode_params as decode};
+use super::{
+    envelope::{RpcError, decode_params as decode},
+    limits::Memory,
+};
 use crate::protocol::base64;
 
 /// More entries than this are not listed.
@@ -40,11 +43,12 @@ const MAX_ENTRIES: usize = 50_000;
 pub(super) fn handle(
     files: &Files,
     handles: &Handles,
+    memory: &Memory,
     method: &str,
     params: &RawValue,
 ) -> Option<Result<String, RpcError>> {
     Some(match method {
-        "fs/readFile" => decode(params).and_then(|params| read_file(files, params)),
+        "fs/readFile" => decode(params).and_then(|params| read_file(files, memory, params)),
         "fs/writeFile" => decode(params).and_then(|params| write_file(files, params)),
         "fs/createDirectory" => decode(params).and_then(|params| create_directory(files, params)),
         "fs/getMetadata" => decode(params).and_then(|params| metadata(files, params)),
@@ -100,7 +104,7 @@ struct PathParams {
     sandbox: Option<IgnoredAny>,
 }
 
-fn read_file(files: &Files, params: PathParams) -> Result<String, RpcError> {
+fn read_file(files: &Files, memory: &Memory, params: PathParams) -> Result<String, RpcError> {
     no_sandbox(params.sandbox)?;
     let path = params.path.path()?;
     let file = if params.follow_symlinks == Some(false) {
@@ -116,6 +120,8 @@ fn read_file(files: &Files, params: PathParams) -> Result<String, RpcError> {
     if content::is_too_large(size) {
         return Err(content::too_large());
     }
+    // Before the answer is made: its own room is counted when it is.
+    let _held = memory.hold(content::encoded_size(size))?;
     let mut json = br#"{"dataBase64":"#.to_vec();
     if !content::append_file(file, size, &mut json).map_err(failed)? {
         return Err(content::too_large());

@@ -35,7 +35,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::outbox::Outbox;
+use super::{
+    frame_guard::{FrameGuard, Refusal},
+    outbox::Outbox,
+};
 use crate::connection::after;
 
 /// How long the socket must have taken nothing for its taking more to be a sign of life. Until its buffers are full, it
@@ -130,20 +133,34 @@ pub(super) struct Heard(Rc<RefCell<Arriving>>);
 struct Arriving {
     payload: Payload,
     outbox: Arc<Outbox>,
+    guard: FrameGuard,
+    refusal: Option<Refusal>,
     kept: VecDeque<Result<Bytes, PayloadError>>,
     kept_bytes: usize,
     has_ended: bool,
 }
 
 impl Heard {
-    pub(super) fn new(payload: Payload, outbox: Arc<Outbox>) -> Self {
+    pub(super) fn new(payload: Payload, outbox: Arc<Outbox>, guard: FrameGuard) -> Self {
         Heard(Rc::new(RefCell::new(Arriving {
             payload,
             outbox,
+            guard,
+            refusal: None,
             kept: VecDeque::new(),
             kept_bytes: 0,
             has_ended: false,
         })))
+    }
+
+    /// Lets messages of up to so many bytes through from now on.
+    pub(super) fn allow(&self, max_message_size: usize) {
+        self.0.borrow_mut().guard.allow(max_message_size);
+    }
+
+    /// Returns why a message was refused from its header. Nothing comes after it.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        self.0.borrow().refusal
     }
 
     /// Does `work`, and notes the signs of life that come meanwhile.
@@ -175,9 +192,16 @@ impl Arriving {
             return Poll::Ready(None);
         }
         let arrived = ready!(Pin::new(&mut self.payload).poll_next(context));
-        match arrived {
-            Some(Ok(_)) => self.outbox.life.note_sign(),
+        match &arrived {
+            Some(Ok(bytes)) => {
+                self.outbox.life.note_sign();
+                self.refusal = self.guard.follow(bytes).err();
+            }
             Some(Err(_)) | None => self.has_ended = true,
+        }
+        if self.refusal.is_some() {
+            self.has_ended = true;
+            return Poll::Ready(Some(Err(PayloadError::Overflow)));
         }
         Poll::Ready(arrived)
     }
@@ -222,9 +246,9 @@ pub(super) struct Taken {
 }
 
 impl Taken {
-    pub(super) fn new(body: BoxBody, outbox: Arc<Outbox>) -> Self {
+    pub(super) fn new(body: impl MessageBody + 'static, outbox: Arc<Outbox>) -> Self {
         Taken {
-            body,
+            body: BoxBody::new(body),
             outbox,
             rest: Bytes::new(),
             taken: None,

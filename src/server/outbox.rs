@@ -6,19 +6,32 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::liveness::Life;
+use super::{
+    envelope::RpcError,
+    limits::{Held, Limits, Memory, OverLimit},
+    liveness::Life,
+};
 
 /// With more than this, the processes of the session are not read.
 const FULL: usize = 4 << 20;
-/// With more than this, the requests of the client are not read either: it does not take its answers.
-const OVERFLOWING: usize = 64 << 20;
+
+/// Room for answers is counted in units of so many bytes.
+const UNIT: usize = 1 << 10;
+
+/// What a queued message counts for beside its text.
+const OVERHEAD: usize = 128;
 
 /// Messages for a client, in order.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Outbox {
     state: Mutex<State>,
+    /// With more than this, the requests of the client are not read either: it does not take its answers.
+    max_queued_bytes: usize,
+    /// Room for the answers that are large.
+    answers: Arc<Semaphore>,
+    memory: Memory,
     /// There is something to send, or never will be.
     filled: Notify,
     /// There is room again, or nobody wants it.
@@ -31,46 +44,122 @@ pub(super) struct Outbox {
 
 #[derive(Debug, Default)]
 struct State {
-    messages: VecDeque<String>,
+    messages: VecDeque<(String, Room)>,
     bytes: usize,
     is_closed: bool,
 }
 
+/// Room for one answer, until the socket has taken it. The default is none, for messages that are small or counted otherwise.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    _answers: Option<OwnedSemaphorePermit>,
+    _held: Option<Held>,
+}
+
+/// Why there is no room for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoRoom {
+    /// The connection is gone.
+    Gone,
+    /// The server holds as much for all of its clients as it may.
+    OverLimit(OverLimit),
+}
+
+impl From<NoRoom> for RpcError {
+    fn from(no_room: NoRoom) -> Self {
+        match no_room {
+            NoRoom::Gone => RpcError::invalid_request("the connection is gone"),
+            NoRoom::OverLimit(over) => over.into(),
+        }
+    }
+}
+
+/// The result of a request, as JSON, and the room that it takes.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) json: String,
+    pub(super) room: Room,
+}
+
+/// An answer that is small.
+impl From<String> for Answer {
+    fn from(json: String) -> Self {
+        Answer {
+            json,
+            room: Room::default(),
+        }
+    }
+}
+
+/// The outbox of a server with default limits.
+impl Default for Outbox {
+    fn default() -> Self {
+        let limits = Limits::default();
+        Outbox::new(&limits, Memory::new(limits.max_held_bytes))
+    }
+}
+
 impl Outbox {
+    pub(super) fn new(limits: &Limits, memory: Memory) -> Self {
+        Outbox {
+            state: Mutex::default(),
+            max_queued_bytes: limits.max_queued_bytes,
+            answers: Arc::new(Semaphore::new(units(limits.max_queued_bytes) as usize)),
+            memory,
+            filled: Notify::new(),
+            drained: Notify::new(),
+            displaced: Notify::new(),
+            life: Life::default(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until there is room for an answer of so many bytes, which is not made before. An answer that is larger than all room of
+    /// the connection waits until no other answer does.
+    pub(super) async fn room(&self, bytes: usize) -> Result<Room, NoRoom> {
+        let units = units(bytes.min(self.max_queued_bytes));
+        let answers = self.answers.clone().acquire_many_owned(units).await;
+        let answers = answers.map_err(|_| NoRoom::Gone)?;
+        let held = self.memory.hold(bytes).map_err(NoRoom::OverLimit)?;
+        Ok(Room {
+            _answers: Some(answers),
+            _held: Some(held),
+        })
+    }
+
     /// Queues a message. It vanishes when the connection is gone.
-    pub(super) fn push(&self, message: String) {
+    pub(super) fn push(&self, message: String, room: Room) {
         let mut state = self.lock();
         if state.is_closed {
             return;
         }
-        state.bytes += message.len();
-        state.messages.push_back(message);
+        state.bytes += message.len() + OVERHEAD;
+        state.messages.push_back((message, room));
         drop(state);
         self.filled.notify_one();
     }
 
     /// Waits for the next message; `None` when the connection is gone.
-    pub(super) async fn next(&self) -> Option<String> {
+    pub(super) async fn next(&self) -> Option<(String, Room)> {
         loop {
             {
                 let mut state = self.lock();
                 if state.is_closed {
                     return None;
                 }
-                if let Some(message) = state.messages.pop_front() {
+                if let Some((message, room)) = state.messages.pop_front() {
                     let before = state.bytes;
-                    state.bytes -= message.len();
+                    state.bytes -= message.len() + OVERHEAD;
                     let passes = |limit: usize| before > limit && state.bytes <= limit;
-                    let is_drained = passes(FULL) || passes(OVERFLOWING);
+                    let is_drained = passes(FULL) || passes(self.max_queued_bytes);
                     drop(state);
                     if is_drained {
                         self.drained.notify_waiters();
                     }
-                    return Some(message);
+                    return Some((message, room));
                 }
             }
             self.filled.notified().await;
@@ -85,6 +174,7 @@ impl Outbox {
             ..State::default()
         };
         drop(state);
+        self.answers.close();
         self.filled.notify_one();
         self.drained.notify_waiters();
     }
@@ -125,8 +215,13 @@ impl Outbox {
 
     /// Waits until more requests may be read.
     pub(super) async fn is_bearable(&self) {
-        self.wait_below(OVERFLOWING).await;
+        self.wait_below(self.max_queued_bytes).await;
     }
+}
+
+/// Returns how many units of room so many bytes take.
+pub(super) fn units(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX >> 4)
 }
 
 /// The connection that a session is attached to, if any. Shared by the session with its processes.
@@ -181,7 +276,7 @@ impl Attachment {
     /// Tells the client, if it is there.
     pub(super) fn notify(&self, message: impl FnOnce() -> String) {
         if let Some(outbox) = &*self.0.borrow() {
-            outbox.push(message());
+            outbox.push(message(), Room::default());
         }
     }
 

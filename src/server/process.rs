@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `Act` | the result, as JSON | the session, for each request about this process |
 //! | `Consumed` | – | the session, as the client tells it |
+//! | `DropOutput` | – | the registry, where too much is retained |
 //! | `Kill` | when the process has been reaped | the session, when it ends |
 //! | `Written`, `StreamEnded`, `Exited`, `Forget` | – | the actor's own tasks and timers |
 
@@ -16,7 +17,7 @@ mod spawn;
 mod stdin;
 mod streams;
 
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use actix::{
     Actor, ActorContext as _, Addr, AsyncContext as _, Context, Handler, Message, ResponseFuture,
@@ -39,9 +40,8 @@ pub(super) use self::{
 };
 use super::{
     envelope::RpcError,
-    fs::Files,
     outbox::Attachment,
-    registry::Counted,
+    registry::{Counted, Registry},
     session::{Forgotten, Session},
 };
 use crate::task::{self, Task};
@@ -50,6 +50,13 @@ use crate::task::{self, Task};
 pub(super) struct Consumed(pub(super) u64);
 
 impl Message for Consumed {
+    type Result = ();
+}
+
+/// The process has ended, and its output takes room that the server needs for that of others.
+pub(super) struct DropOutput;
+
+impl Message for DropOutput {
     type Result = ();
 }
 
@@ -85,6 +92,7 @@ const GROUP_CHECK: Duration = Duration::from_secs(1);
 /// The actor of one process.
 pub(super) struct Process {
     shared: Rc<Shared>,
+    registry: Arc<Registry>,
     session: WeakAddr<Session>,
     group: Group,
     stdin: Stdin<Reply>,
@@ -94,7 +102,6 @@ pub(super) struct Process {
     streams: usize,
     reading: Vec<Task>,
     is_terminated: bool,
-    forgotten_after: Duration,
     is_forgotten: bool,
     killed: Vec<oneshot::Sender<()>>,
     _counted: Counted,
@@ -102,28 +109,24 @@ pub(super) struct Process {
 
 /// What a process needs to know of its session.
 pub(super) struct Surroundings {
+    pub(super) registry: Arc<Registry>,
     pub(super) session: Addr<Session>,
     pub(super) attachment: Rc<Attachment>,
-    pub(super) forgotten_after: Duration,
     pub(super) counted: Counted,
 }
 
 impl Process {
     /// Starts the program and its actor.
-    pub(super) fn launch(
-        start: Start,
-        files: &Files,
-        surroundings: Surroundings,
-    ) -> Result<Addr<Self>, RpcError> {
+    pub(super) fn launch(start: Start, surroundings: Surroundings) -> Result<Addr<Self>, RpcError> {
         let id = start.process_id.clone();
         let log = RefCell::new(Log::new(start.window()));
-        let spawned = start.spawn(files)?;
         let Surroundings {
+            registry,
             session,
             attachment,
-            forgotten_after,
             counted,
         } = surroundings;
+        let spawned = start.spawn(&registry.files)?;
         let shared = Rc::new(Shared {
             json_id: serde_json::Value::from(id.as_str()).to_string(),
             id,
@@ -150,7 +153,7 @@ impl Process {
                     Task::spawn(streams::read(shared.clone(), source, pipe, weak.clone()))
                 })
                 .collect();
-            let is_open = stdin.is_some();
+            let queue = Stdin::new(stdin.is_some(), registry.limits.max_stdin_bytes);
             let input = stdin.map(|pipe| {
                 let (sender, inputs) = mpsc::unbounded_channel();
                 task::spawn(streams::write(pipe, inputs, weak.clone()));
@@ -163,15 +166,15 @@ impl Process {
             });
             Process {
                 shared,
+                registry,
                 session: session.downgrade(),
                 group,
-                stdin: Stdin::new(is_open),
+                stdin: queue,
                 input,
                 terminal,
                 streams,
                 reading,
                 is_terminated: false,
-                forgotten_after,
                 is_forgotten: false,
                 killed: Vec::new(),
                 _counted: counted,
@@ -189,8 +192,11 @@ impl Process {
             Write::Waits => {}
             Write::Closed(reply) => reply.send("stdinClosed"),
             Write::Full(reply) => {
-                let message = format!("too many writes wait for process {}", self.shared.id);
-                let _gone = reply.sender.send(Err(RpcError::invalid_request(message)));
+                let message = format!(
+                    "process {} does not read its stdin: as much waits for it as may, {} bytes",
+                    self.shared.id, self.registry.limits.max_stdin_bytes
+                );
+                let _gone = reply.sender.send(Err(RpcError::overloaded(message)));
             }
         }
     }
@@ -207,7 +213,7 @@ impl Process {
     }
 
     fn written(&mut self) {
-        if let Some((input, reply)) = self.stdin.written() {
+        for (input, reply) in self.stdin.written() {
             reply.accepted();
             self.input(input);
         }
@@ -249,7 +255,9 @@ impl Process {
             return;
         }
         let seq = log.closed();
+        let retained = log.retained();
         drop(log);
+        self.registry.retain(context.address(), retained);
         self.input = None;
         self.terminal = None;
         self.shared.changed.notify_waiters();
@@ -257,7 +265,7 @@ impl Process {
         self.shared.attachment.notify(|| {
             format!(r#"{{"method":"process/closed","params":{{"processId":{id},"seq":{seq}}}}}"#)
         });
-        context.run_later(self.forgotten_after, |process, context| {
+        context.run_later(self.registry.forgotten_after, |process, context| {
             process.is_forgotten = true;
             if let Some(session) = process.session.upgrade() {
                 session.do_send(Forgotten(process.shared.id.clone()));
@@ -276,6 +284,18 @@ impl Process {
 
 impl Actor for Process {
     type Context = Context<Self>;
+
+    fn stopped(&mut self, context: &mut Self::Context) {
+        self.registry.release(&context.address());
+    }
+}
+
+impl Handler<DropOutput> for Process {
+    type Result = ();
+
+    fn handle(&mut self, _: DropOutput, _: &mut Self::Context) {
+        self.shared.log.borrow_mut().drop_output();
+    }
 }
 
 impl Handler<Consumed> for Process {

@@ -23,7 +23,7 @@ use serde_json::value::RawValue;
 
 use super::{
     envelope::{RpcError, decode_params as decode},
-    outbox::{Attachment, Outbox},
+    outbox::{Answer, Attachment, Outbox},
     process::{Act, Action, Consumed, Kill, Process, Size, Start, Surroundings, status_json},
     registry::{Counted, Registry},
 };
@@ -52,10 +52,12 @@ impl Message for Detach {
 pub(super) struct ProcessRequest {
     pub(super) method: String,
     pub(super) params: Box<RawValue>,
+    /// The connection that asks.
+    pub(super) asking: Arc<Outbox>,
 }
 
 impl Message for ProcessRequest {
-    type Result = Result<String, RpcError>;
+    type Result = Result<Answer, RpcError>;
 }
 
 /// The notification `process/consumed`.
@@ -121,12 +123,12 @@ impl Session {
             )));
         }
         let surroundings = Surroundings {
+            registry: self.registry.clone(),
             session: context.address(),
             attachment: self.attachment.clone(),
-            forgotten_after: self.registry.forgotten_after,
             counted: Counted::new(&self.registry.counts.processes),
         };
-        let process = Process::launch(start, &self.registry.files, surroundings)?;
+        let process = Process::launch(start, surroundings)?;
         let result = serde_json::json!({"processId": id, "sandboxType": "none"}).to_string();
         self.processes.insert(id, process);
         Ok(result)
@@ -224,7 +226,11 @@ fn signal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Signal, D::Error
 }
 
 /// What is asked of which process.
-fn action(method: &str, params: &RawValue) -> Result<(String, Action), RpcError> {
+fn action(
+    method: &str,
+    params: &RawValue,
+    asking: Arc<Outbox>,
+) -> Result<(String, Action), RpcError> {
     Ok(match method {
         "process/read" => {
             let params: ReadParams = decode(params)?;
@@ -232,6 +238,7 @@ fn action(method: &str, params: &RawValue) -> Result<(String, Action), RpcError>
                 after_seq: params.after_seq.unwrap_or(0),
                 max_bytes: params.max_bytes,
                 wait: Duration::from_millis(params.wait_ms.unwrap_or(0)),
+                asking,
             };
             (params.process_id, action)
         }
@@ -323,15 +330,19 @@ impl Handler<Detach> for Session {
 }
 
 impl Handler<ProcessRequest> for Session {
-    type Result = ResponseFuture<Result<String, RpcError>>;
+    type Result = ResponseFuture<Result<Answer, RpcError>>;
 
     fn handle(&mut self, request: ProcessRequest, context: &mut Self::Context) -> Self::Result {
-        let ProcessRequest { method, params } = request;
+        let ProcessRequest {
+            method,
+            params,
+            asking,
+        } = request;
         if method == "process/start" {
-            let started = self.start(&params, context);
+            let started = self.start(&params, context).map(Answer::from);
             return Box::pin(async move { started });
         }
-        let (id, action) = match action(&method, &params) {
+        let (id, action) = match action(&method, &params, asking) {
             Ok(asked) => asked,
             Err(error) => return Box::pin(async move { Err(error) }),
         };
@@ -348,7 +359,7 @@ impl Handler<ProcessRequest> for Session {
                 })
             }
             None => {
-                let answer = without_process(&id, &action);
+                let answer = without_process(&id, &action).map(Answer::from);
                 Box::pin(async move { answer })
             }
         }

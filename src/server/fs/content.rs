@@ -20,10 +20,16 @@ pub(super) fn is_too_large(size: u64) -> bool {
     size > MAX_FILE
 }
 
+/// Returns how many characters so many bytes are as base64.
+pub(super) fn encoded_size(size: u64) -> usize {
+    usize::try_from(size.div_ceil(3).saturating_mul(4)).unwrap_or(usize::MAX)
+}
+
 /// Appends what `file` holds as a JSON string, piece by piece. `false` if it is too large, which a file may become
 /// while it is read.
 pub(super) fn append_file(mut file: impl Read, size: u64, json: &mut Vec<u8>) -> io::Result<bool> {
-    json.reserve(usize::try_from(size).unwrap_or(0) / 3 * 4 + 128);
+    // The envelope of the answer is put around it in the same memory.
+    json.reserve(encoded_size(size) + 128);
     let mut piece = Vec::with_capacity(PIECE);
     let mut total = 0;
     loop {

@@ -53,7 +53,8 @@ impl Peer {
 
     fn ask(&self, method: &str, params: &Value) -> Result<Value, (i64, String)> {
         let params = RawValue::from_string(params.to_string()).unwrap();
-        handle(&self.files, &self.handles, method, &params)
+        let memory = Memory::new(usize::MAX);
+        handle(&self.files, &self.handles, &memory, method, &params)
             .unwrap()
             .map(|json| serde_json::from_str(&json).unwrap())
             .map_err(|error| (error.code, error.message))

@@ -5,6 +5,7 @@ use futures_util::{StreamExt as _, future, poll, stream};
 use tokio::time::{advance, timeout};
 
 use super::*;
+use crate::server::limits::Memory;
 
 const PATIENCE: Patience = Patience {
     ping_interval: Duration::from_secs(10),
@@ -63,6 +64,13 @@ async fn a_ping_is_answered_only_by_what_comes_after_it() {
         life.note_sign();
     });
     assert!(answers);
+}
+
+/// Lets everything through.
+fn guard() -> FrameGuard {
+    let mut guard = FrameGuard::new(Memory::new(usize::MAX));
+    guard.allow(usize::MAX);
+    guard
 }
 
 fn taken(bytes: usize) -> (Taken, Arc<Outbox>) {
@@ -126,7 +134,7 @@ async fn p6_a_client_is_heard_while_nobody_takes_what_it_sends() {
     let payload = Payload::Stream {
         payload: chunks.chain(stream::pending()).boxed_local(),
     };
-    let mut heard = Heard::new(payload, outbox.clone());
+    let mut heard = Heard::new(payload, outbox.clone(), guard());
     let begun = Instant::now();
     advance(Duration::from_secs(1)).await;
     let work = tokio::time::sleep(Duration::from_secs(1));
@@ -146,7 +154,7 @@ async fn the_end_of_a_client_is_known_while_its_last_message_is_handled() {
     let payload = Payload::Stream {
         payload: stream::iter([Ok(Bytes::from_static(b"last"))]).boxed_local(),
     };
-    let mut heard = Heard::new(payload, outbox);
+    let mut heard = Heard::new(payload, outbox, guard());
     heard.during(heard.ended()).await;
     assert_eq!(heard.next().await.unwrap().unwrap(), "last");
     assert!(heard.next().await.is_none() && heard.next().await.is_none());

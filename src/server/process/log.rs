@@ -11,6 +11,10 @@ use crate::protocol::{MAX_OUTPUT_WINDOW, OUTPUT_OVERHEAD, base64};
 const RETAINED_BYTES: usize = 1 << 20;
 const RETAINED_CHUNKS: usize = 50_000;
 
+/// What the JSON of an answer to a read takes beside its chunks, and that of a chunk beside its bytes, at most.
+const ANSWER_OVERHEAD: usize = 192;
+const CHUNK_OVERHEAD: usize = 64;
+
 /// Where a process wrote something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
@@ -111,6 +115,32 @@ impl Log {
                 _ => return,
             }
         }
+    }
+
+    /// Drops all output that is retained. Reading shows a gap in its place.
+    pub(super) fn drop_output(&mut self) {
+        self.chunks.clear();
+        self.retained = 0;
+    }
+
+    /// Returns what the retained output takes, in bytes.
+    pub(super) fn retained(&self) -> usize {
+        self.retained + self.chunks.len() * OUTPUT_OVERHEAD
+    }
+
+    /// Returns how large the answer to a read is at most, in bytes.
+    pub(super) fn answer_size(&self, after_seq: u64, max_bytes: Option<u64>) -> usize {
+        let from = self.chunks.partition_point(|chunk| chunk.seq <= after_seq);
+        let mut size = ANSWER_OVERHEAD;
+        let mut bytes = 0;
+        for (n, chunk) in self.chunks.range(from..).enumerate() {
+            bytes += chunk.bytes.len() as u64;
+            if n > 0 && max_bytes.is_some_and(|max| bytes > max) {
+                break;
+            }
+            size += chunk.bytes.len().div_ceil(3) * 4 + CHUNK_OVERHEAD;
+        }
+        size
     }
 
     /// Whether more of the output may be read from the process.

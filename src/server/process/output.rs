@@ -1,6 +1,6 @@
 //! What a process has written: kept in its log, sent to the client, and read again by it.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use tokio::{
@@ -9,7 +9,13 @@ use tokio::{
 };
 
 use super::log::{Log, Source};
-use crate::{protocol::base64, server::outbox::Attachment};
+use crate::{
+    protocol::base64,
+    server::{
+        envelope::RpcError,
+        outbox::{Answer, Attachment, Outbox},
+    },
+};
 
 /// What the tasks that read the process share with its actor.
 pub(super) struct Shared {
@@ -57,13 +63,14 @@ impl Shared {
         });
     }
 
-    /// Answers a read when there is something to tell, or its time is up.
+    /// Answers a read when there is something to tell, or its time is up, and when the connection that asks has room for the answer.
     pub(super) async fn answer(
         self: Rc<Self>,
         after_seq: u64,
         max_bytes: Option<u64>,
         until: Option<Instant>,
-    ) -> String {
+        asking: Arc<Outbox>,
+    ) -> Result<Answer, RpcError> {
         loop {
             let changed = self.changed.notified();
             if self.log.borrow().is_news(after_seq) {
@@ -74,6 +81,11 @@ impl Shared {
                 _ => break,
             }
         }
-        self.log.borrow().read(after_seq, max_bytes)
+        let size = self.log.borrow().answer_size(after_seq, max_bytes);
+        let room = asking.room(size).await?;
+        Ok(Answer {
+            json: self.log.borrow().read(after_seq, max_bytes),
+            room,
+        })
     }
 }

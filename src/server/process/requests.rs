@@ -1,6 +1,6 @@
 //! The requests about one process, and their answers.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use actix::{Handler, Message, ResponseFuture};
 use bytes::Bytes;
@@ -8,7 +8,10 @@ use rustix::process::Signal;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{Process, spawn::Size};
-use crate::server::envelope::RpcError;
+use crate::server::{
+    envelope::RpcError,
+    outbox::{Answer, Outbox},
+};
 
 /// A request about one process.
 #[derive(Debug)]
@@ -17,6 +20,8 @@ pub(in crate::server) enum Action {
         after_seq: u64,
         max_bytes: Option<u64>,
         wait: Duration,
+        /// The connection that asks.
+        asking: Arc<Outbox>,
     },
     Write {
         id: String,
@@ -33,7 +38,7 @@ pub(in crate::server) enum Action {
 pub(in crate::server) struct Act(pub(in crate::server) Action);
 
 impl Message for Act {
-    type Result = Result<String, RpcError>;
+    type Result = Result<Answer, RpcError>;
 }
 
 /// Who waits for the answer to a write, and what it is.
@@ -64,10 +69,12 @@ pub(in crate::server) fn status_json(status: &str) -> String {
 }
 
 impl Handler<Act> for Process {
-    type Result = ResponseFuture<Result<String, RpcError>>;
+    type Result = ResponseFuture<Result<Answer, RpcError>>;
 
     fn handle(&mut self, Act(action): Act, _: &mut Self::Context) -> Self::Result {
-        let now = |result| -> Self::Result { Box::pin(async move { result }) };
+        let now = |result: Result<String, RpcError>| -> Self::Result {
+            Box::pin(async move { result.map(Answer::from) })
+        };
         let done = || Ok("{}".to_owned());
         let is_running = !self.shared.log.borrow().has_exited();
         match action {
@@ -75,16 +82,21 @@ impl Handler<Act> for Process {
                 after_seq,
                 max_bytes,
                 wait,
+                asking,
             } => {
                 let until = (!wait.is_zero())
                     .then(|| Instant::now().checked_add(wait))
                     .flatten();
-                let answer = self.shared.clone().answer(after_seq, max_bytes, until);
-                Box::pin(async move { Ok(answer.await) })
+                let shared = self.shared.clone();
+                Box::pin(shared.answer(after_seq, max_bytes, until, asking))
             }
             Action::Write { id, chunk } => {
+                let held = match self.registry.memory.hold(chunk.len()) {
+                    Ok(held) => Some(held),
+                    Err(over) => return now(Err(over.into())),
+                };
                 let (reply, answer) = Reply::new("accepted");
-                let written = self.stdin.write(id, chunk, reply);
+                let written = self.stdin.write(id, chunk, held, reply);
                 self.send(written);
                 later(answer)
             }
@@ -141,11 +153,11 @@ impl Handler<Act> for Process {
 /// The answer to a write, as soon as it has its place.
 fn later(
     answer: oneshot::Receiver<Result<String, RpcError>>,
-) -> ResponseFuture<Result<String, RpcError>> {
+) -> ResponseFuture<Result<Answer, RpcError>> {
     Box::pin(async move {
-        answer
-            .await
-            // The process is gone, with its queue.
-            .unwrap_or_else(|_| Ok(status_json("unknownProcess")))
+        let answer = answer.await;
+        // The process is gone, with its queue.
+        let answer = answer.unwrap_or_else(|_| Ok(status_json("unknownProcess")));
+        answer.map(Answer::from)
     })
 }

@@ -40,7 +40,7 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
     mut inputs: mpsc::UnboundedReceiver<Input>,
     process: WeakAddr<Process>,
 ) {
-    while let Some(Input::Chunk(chunk)) = inputs.recv().await {
+    while let Some(Input::Chunk(chunk, _held)) = inputs.recv().await {
         let written: io::Result<()> = async {
             pipe.write_all(&chunk).await?;
             pipe.flush().await
