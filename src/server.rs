@@ -60,6 +60,7 @@ mod environment;
 mod frame_guard;
 mod fs;
 mod ignored;
+mod leftovers;
 mod limits;
 mod liveness;
 mod outbox;
@@ -94,6 +95,7 @@ pub use self::{
 use self::{
     frame_guard::FrameGuard,
     fs::Files,
+    leftovers::Leftovers,
     liveness::{Cutter, Heard, Patience, Taken},
     outbox::Outbox,
     registry::Registry,
@@ -139,6 +141,13 @@ pub struct ServerConfig {
     pub forgotten_after: Duration,
     /// How much the server holds for its clients, in bytes, and how many of them there may be.
     pub limits: Limits,
+    /// Whether this process adopts those below it that lose their parents (`PR_SET_CHILD_SUBREAPER`), and ends them
+    /// when the server stops. Off by default; Linux only, elsewhere the server does not start with it.
+    ///
+    /// With it, a server that stops ends also what has left its session and its parents, as daemons do. It is for
+    /// programs that start no other processes than the server's: whichever process it finds below itself, except
+    /// for children that were there when the server started, is killed when the server stops, and reaped.
+    pub adopt_orphans: bool,
 }
 
 impl ServerConfig {
@@ -155,6 +164,7 @@ impl ServerConfig {
             takeover_timeout: Duration::from_secs(3),
             forgotten_after: Duration::from_secs(30),
             limits: Limits::default(),
+            adopt_orphans: false,
         }
     }
 }
@@ -190,6 +200,9 @@ pub enum ServerError {
         /// Why it cannot.
         source: io::Error,
     },
+    /// Processes cannot be looked after: there is no thread for it, or orphans cannot be adopted on this system.
+    #[error("cannot look after processes")]
+    Processes(#[source] io::Error),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -213,6 +226,15 @@ pub struct ServerStatistics {
 }
 
 /// A server that runs. When it is dropped it stops, as with [`stop`](Server::stop), but nobody waits for it.
+///
+/// # What is left of processes
+///
+/// A process that is terminated, whose session is over, or whose server stops, is killed with all that it has started:
+/// on Linux everybody in its session, whatever their process groups (background jobs of a shell with job control,
+/// too), everybody below them, and the sessions that were begun there; elsewhere its process group. What can get away
+/// is a process that has begun a session of its own (`setsid`) and whose parents had ended before: a daemon. Only
+/// [`ServerConfig::adopt_orphans`] ends such ones, when the server stops. A server that is itself killed
+/// (`SIGKILL`) ends nothing.
 pub struct Server {
     address: SocketAddr,
     handle: ServerHandle,
@@ -232,9 +254,11 @@ impl Server {
             path: config.root.clone().unwrap_or_default(),
             source,
         })?;
+        let leftovers = Leftovers::new(config.adopt_orphans).map_err(ServerError::Processes)?;
         let registry = Arc::new(Registry::new(
             config.auth,
             files,
+            leftovers,
             config.session_window,
             config.forgotten_after,
             Patience {
@@ -282,7 +306,8 @@ impl Server {
         }
     }
 
-    /// Stops it: kills all processes with their groups, closes all connections, and returns when that is done.
+    /// Stops it: kills all processes with what they have left behind, closes all connections, and returns when that
+    /// is done. Processes that do not end when they are killed are waited for some seconds.
     ///
     /// # Cancel safety
     ///
@@ -298,6 +323,7 @@ impl Server {
             // One that is gone already has left nothing.
             let _gone = stopped.await;
         }
+        self.registry.leftovers.end_orphans().await;
         // Each client is told. Who does not read is not waited for.
         let _late = timeout(CLOSING, self.registry.all_ended()).await;
         self.handle.stop(false).await;

@@ -65,6 +65,8 @@ impl Serve {
         config.listen = self.listen;
         config.root = self.root;
         config.allow_unauthenticated = self.allow_unauthenticated;
+        // This program starts nothing else.
+        config.adopt_orphans = cfg!(target_os = "linux");
         config.session_window = Duration::from_secs(self.session_window);
         let server = Server::start(config).await.map_err(|error| {
             let cause = std::error::Error::source(&error);

@@ -1,15 +1,14 @@
-//! The process actor: one for each process, until it is forgotten and nobody of its group is left.
+//! The process actor: one for each process, until it is forgotten and nobody of its family is left.
 //!
 //! | message | answer | sent by |
 //! | --- | --- | --- |
 //! | `Act` | the result, as JSON | the session, for each request about this process |
 //! | `Consumed` | – | the session, as the client tells it |
 //! | `DropOutput` | – | the registry, where too much is retained |
-//! | `Kill` | when the process has been reaped | the session, when it ends |
+//! | `Kill` | when the process has been reaped, and nobody of its family is left | the session, when it ends |
 //! | `Written`, `StreamEnded`, `Exited`, `Forget` | – | the actor's own tasks and timers |
 
 mod environment;
-mod group;
 mod log;
 mod output;
 mod requests;
@@ -23,11 +22,12 @@ use actix::{
     Actor, ActorContext as _, Addr, AsyncContext as _, Context, Handler, Message, ResponseFuture,
     WeakAddr,
 };
-use rustix::process::Signal;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::timeout,
+};
 
 use self::{
-    group::Group,
     log::Log,
     output::Shared,
     requests::Reply,
@@ -40,6 +40,7 @@ pub(super) use self::{
 };
 use super::{
     envelope::RpcError,
+    leftovers::Family,
     outbox::Attachment,
     registry::{Counted, Registry},
     session::{Forgotten, Session},
@@ -86,15 +87,17 @@ impl Message for Exited {
     type Result = ();
 }
 
-/// How often it is looked whether anybody of a group is left.
-const GROUP_CHECK: Duration = Duration::from_secs(1);
+/// How often a process that is forgotten asks whether anybody of its family is left.
+const FAMILY_CHECK: Duration = Duration::from_secs(1);
+/// How long the end of a process that is killed is waited for.
+const REAPING: Duration = Duration::from_secs(5);
 
 /// The actor of one process.
 pub(super) struct Process {
     shared: Rc<Shared>,
     registry: Arc<Registry>,
     session: WeakAddr<Session>,
-    group: Group,
+    family: Family,
     stdin: Stdin<Reply>,
     /// To the task that writes; `None` when nobody reads any more.
     input: Option<mpsc::UnboundedSender<Input>>,
@@ -126,7 +129,7 @@ impl Process {
             attachment,
             counted,
         } = surroundings;
-        let spawned = start.spawn(&registry.files)?;
+        let spawned = start.spawn(&registry.files, &registry.leftovers)?;
         let shared = Rc::new(Shared {
             json_id: serde_json::Value::from(id.as_str()).to_string(),
             id,
@@ -138,7 +141,7 @@ impl Process {
         Ok(Process::create(|context| {
             context.set_mailbox_capacity(usize::MAX >> 4);
             let Spawned {
-                group,
+                family,
                 exit,
                 outputs,
                 stdin,
@@ -168,7 +171,7 @@ impl Process {
                 shared,
                 registry,
                 session: session.downgrade(),
-                group,
+                family,
                 stdin: queue,
                 input,
                 terminal,
@@ -220,7 +223,7 @@ impl Process {
     }
 
     fn exited(&mut self, exit_code: i32, context: &mut Context<Self>) {
-        self.group.leader_ended();
+        self.family.leader_ended();
         for killed in self.killed.drain(..) {
             let _gone = killed.send(());
         }
@@ -241,12 +244,6 @@ impl Process {
             self.input = None;
         }
         self.look_for_end(context);
-        if self.group.is_leaderless() {
-            context.run_interval(GROUP_CHECK, |process, context| {
-                process.group.look();
-                process.stop_if_over(context);
-            });
-        }
     }
 
     fn look_for_end(&mut self, context: &mut Context<Self>) {
@@ -274,9 +271,11 @@ impl Process {
         });
     }
 
-    /// Nobody may be left in its group when its actor goes.
+    /// Stops the actor of a process that is forgotten, as soon as nobody of its family is left.
     fn stop_if_over(&mut self, context: &mut Context<Self>) {
-        if self.is_forgotten && !self.group.is_leaderless() {
+        if self.family.is_leaderless() {
+            context.run_later(FAMILY_CHECK, Process::stop_if_over);
+        } else {
             context.stop();
         }
     }
@@ -312,19 +311,19 @@ impl Handler<Kill> for Process {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, _: Kill, context: &mut Self::Context) -> Self::Result {
-        self.group.signal(Signal::KILL);
+        let ended = self.family.end();
         self.is_terminated = true;
         self.is_forgotten = true;
         if self.shared.log.borrow().has_exited() {
-            // What is left of its group has been killed, or is when the actor is dropped.
             context.stop();
-            return Box::pin(async {});
+            return Box::pin(ended);
         }
         let (sender, killed) = oneshot::channel();
         self.killed.push(sender);
         Box::pin(async move {
-            // Dropped with the actor, which ends its group.
-            let _gone = killed.await;
+            ended.await;
+            // Not answered if the actor is gone, nor in time if the process hangs in the system.
+            let _gone = timeout(REAPING, killed).await;
         })
     }
 }

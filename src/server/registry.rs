@@ -16,6 +16,7 @@ use super::{
     auth::Auth,
     environment::Environment,
     fs::Files,
+    leftovers::Leftovers,
     limits::{Limits, Memory},
     liveness::Patience,
     outbox::Outbox,
@@ -28,6 +29,7 @@ use super::{
 pub(super) struct Registry {
     pub(super) auth: Auth,
     pub(super) files: Files,
+    pub(super) leftovers: Leftovers,
     pub(super) environment: Environment,
     pub(super) session_window: Duration,
     pub(super) forgotten_after: Duration,
@@ -94,6 +96,7 @@ impl Registry {
     pub(super) fn new(
         auth: Auth,
         files: Files,
+        leftovers: Leftovers,
         session_window: Duration,
         forgotten_after: Duration,
         patience: Patience,
@@ -105,6 +108,7 @@ impl Registry {
             limits,
             auth,
             files,
+            leftovers,
             environment: Environment::look(session_window),
             session_window,
             forgotten_after,

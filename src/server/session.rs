@@ -87,7 +87,7 @@ pub(super) struct Session {
     registry: Arc<Registry>,
     attachment: Rc<Attachment>,
     processes: HashMap<String, Addr<Process>>,
-    /// Of these, the process is forgotten, but others of its group live on.
+    /// Of these, the process is forgotten, but others of its family live on.
     survived: Vec<Addr<Process>>,
     /// Ends the session when nobody comes back.
     expiry: Option<SpawnHandle>,

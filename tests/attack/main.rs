@@ -1,4 +1,4 @@
-//! Peers and networks that do what they should not, and what must come of it.
+//! Peers, networks and processes that do what they should not, and what must come of it.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../support/mod.rs"]
@@ -6,3 +6,5 @@ mod support;
 
 #[cfg(all(feature = "server", unix))]
 mod half_open;
+#[cfg(all(target_os = "linux", feature = "server"))]
+mod server_leftovers;

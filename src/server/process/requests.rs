@@ -129,7 +129,7 @@ impl Handler<Act> for Process {
             },
             Action::Signal(signal) => {
                 if is_running {
-                    self.group.signal(signal);
+                    self.family.signal(signal);
                 }
                 now(done())
             }
@@ -142,8 +142,9 @@ impl Handler<Act> for Process {
             Action::Terminate => {
                 if is_running {
                     self.is_terminated = true;
-                    self.group.signal(Signal::KILL);
                 }
+                // Also where only others of the family are left. Nobody waits for it here.
+                drop(self.family.end());
                 now(Ok(format!(r#"{{"running":{is_running}}}"#)))
             }
         }

@@ -7,10 +7,11 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{environment::Policy, group::Group, log::Source};
+use super::{environment::Policy, log::Source};
 use crate::server::{
     envelope::RpcError,
     fs::{Directory, Files},
+    leftovers::{Family, Leftovers},
 };
 
 /// The params of `process/start`. What is not here is ignored, as by any server that does not know it.
@@ -62,7 +63,7 @@ type Exit = Pin<Box<dyn Future<Output = i32>>>;
 
 /// A process that has started, and the ends of its streams that are ours.
 pub(super) struct Spawned {
-    pub(super) group: Group,
+    pub(super) family: Family,
     /// Waits for its end, and returns its exit code.
     pub(super) exit: Exit,
     pub(super) outputs: Vec<(Source, Reader)>,
@@ -90,7 +91,7 @@ impl Start {
     }
 
     /// Checks what the params say, and starts the program.
-    pub(super) fn spawn(self, files: &Files) -> Result<Spawned, RpcError> {
+    pub(super) fn spawn(self, files: &Files, leftovers: &Leftovers) -> Result<Spawned, RpcError> {
         if self.sandbox.is_some() {
             return Err(RpcError::invalid_request("sandbox is not supported"));
         }
@@ -120,8 +121,8 @@ impl Start {
             env,
         };
         let spawned = match self.tty {
-            true => plan.on_pty(size.unwrap_or(DEFAULT_SIZE)),
-            false => plan.with_pipes(self.pipe_stdin),
+            true => plan.on_pty(size.unwrap_or(DEFAULT_SIZE), leftovers),
+            false => plan.with_pipes(self.pipe_stdin, leftovers),
         };
         spawned.map_err(|error| RpcError::internal(error.to_string()))
     }
@@ -135,7 +136,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn with_pipes(mut self, pipe_stdin: bool) -> io::Result<Spawned> {
+    fn with_pipes(mut self, pipe_stdin: bool, leftovers: &Leftovers) -> io::Result<Spawned> {
         self.find_path();
         let mut command = CommandWrap::with_new(&self.argv[0], |command| {
             let stdin = if pipe_stdin {
@@ -155,8 +156,12 @@ impl Plan {
                 command.arg0(arg0);
             }
         });
-        let mut child = command.wrap(ProcessSession).spawn()?;
-        let group = group_of(child.id())?;
+        command.wrap(ProcessSession);
+        let (mut child, family) = leftovers.start(|| {
+            let child = command.spawn()?;
+            let id = child.id();
+            Ok((child, id))
+        })?;
         let mut outputs: Vec<(Source, Reader)> = Vec::new();
         outputs.extend(
             child
@@ -172,7 +177,7 @@ impl Plan {
         );
         let stdin = child.stdin().take().map(|pipe| Box::new(pipe) as _);
         Ok(Spawned {
-            group,
+            family,
             outputs,
             stdin,
             terminal: None,
@@ -180,7 +185,7 @@ impl Plan {
         })
     }
 
-    fn on_pty(mut self, size: Size) -> io::Result<Spawned> {
+    fn on_pty(mut self, size: Size, leftovers: &Leftovers) -> io::Result<Spawned> {
         self.find_path();
         if !self.env.contains_key("SHELL") {
             let shell = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".to_owned());
@@ -197,14 +202,17 @@ impl Plan {
         if let Some(arg0) = &self.arg0 {
             command = command.arg0(arg0);
         }
-        let mut child = command.spawn(pts).map_err(|error| match error {
-            pty_process::Error::Io(error) => error,
-            error => io::Error::other(error),
+        let (mut child, family) = leftovers.start(|| {
+            let child = command.spawn(pts).map_err(|error| match error {
+                pty_process::Error::Io(error) => error,
+                error => io::Error::other(error),
+            })?;
+            let id = child.id();
+            Ok((child, id))
         })?;
-        let group = group_of(child.id())?;
         let (output, input) = pty.into_split();
         Ok(Spawned {
-            group,
+            family,
             outputs: vec![(Source::Pty, Box::new(output))],
             stdin: Some(Box::new(input)),
             terminal: Some(terminal),
@@ -225,11 +233,6 @@ impl Plan {
             }
         }
     }
-}
-
-fn group_of(id: Option<u32>) -> io::Result<Group> {
-    id.and_then(Group::led_by)
-        .ok_or_else(|| io::Error::other("the process has no id"))
 }
 
 fn exit_code(status: io::Result<std::process::ExitStatus>) -> i32 {
