@@ -55,6 +55,7 @@
 
 mod auth;
 mod connection;
+mod descriptors;
 mod envelope;
 mod environment;
 mod frame_guard;
@@ -235,6 +236,13 @@ pub struct ServerStatistics {
 /// is a process that has begun a session of its own (`setsid`) and whose parents had ended before: a daemon. Only
 /// [`ServerConfig::adopt_orphans`] ends such ones, when the server stops. A server that is itself killed
 /// (`SIGKILL`) ends nothing.
+///
+/// # Descriptors
+///
+/// A process gets its three standard streams and no other descriptor of this process, also where this process has
+/// inherited some or a library has opened some without `O_CLOEXEC`: before each start, the server marks all of them
+/// as close-on-exec. An application that passes descriptors to processes of its own has to hand them over in the
+/// child, between fork and exec, as the standard library does for the standard streams.
 pub struct Server {
     address: SocketAddr,
     handle: ServerHandle,

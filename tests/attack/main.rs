@@ -7,4 +7,6 @@ mod support;
 #[cfg(all(feature = "server", unix))]
 mod half_open;
 #[cfg(all(target_os = "linux", feature = "server"))]
+mod server_descriptors;
+#[cfg(all(target_os = "linux", feature = "server"))]
 mod server_leftovers;

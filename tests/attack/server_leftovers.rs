@@ -107,8 +107,8 @@ enum End {
     Drop,
 }
 
-/// Returns how many processes have `marker` in their command line and are no zombies.
-pub(crate) fn alive(marker: &str) -> usize {
+/// Returns the processes that have `marker` in their command line and are no zombies.
+pub(crate) fn pids(marker: &str) -> Vec<String> {
     let is_it = |pid: &str| -> Option<bool> {
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         // Of a zombie, the command line is empty.
@@ -120,7 +120,11 @@ pub(crate) fn alive(marker: &str) -> usize {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
         .filter(|pid| is_it(pid) == Some(true))
-        .count()
+        .collect()
+}
+
+pub(crate) fn alive(marker: &str) -> usize {
+    pids(marker).len()
 }
 
 /// Looks again and again, for as long as a test may take.

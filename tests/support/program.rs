@@ -183,10 +183,21 @@ pub struct Serving {
 
 impl Serving {
     pub async fn start(options: &[&str]) -> Self {
-        let mut child = execmux(&[&["serve"], options].concat())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Serving::of(execmux(&[&["serve"], options].concat())).await
+    }
+
+    /// Starts it from a shell that has said this before.
+    pub async fn start_from_shell(script: &str) -> Self {
+        let mut shell = Command::new("bash");
+        shell
+            .args(["-c", &format!("{script} exec \"$0\" serve"), PROGRAM])
+            .env_remove("RUST_LOG")
+            .kill_on_drop(true);
+        Serving::of(shell).await
+    }
+
+    async fn of(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut url = String::new();
         let stdout = child.stdout.take().unwrap();
         soon(BufReader::new(stdout).read_line(&mut url))

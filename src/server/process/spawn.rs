@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{environment::Policy, log::Source};
 use crate::server::{
+    descriptors,
     envelope::RpcError,
     fs::{Directory, Files},
     leftovers::{Family, Leftovers},
@@ -158,6 +159,7 @@ impl Plan {
         });
         command.wrap(ProcessSession);
         let (mut child, family) = leftovers.start(|| {
+            descriptors::keep_from_processes();
             let child = command.spawn()?;
             let id = child.id();
             Ok((child, id))
@@ -203,6 +205,7 @@ impl Plan {
             command = command.arg0(arg0);
         }
         let (mut child, family) = leftovers.start(|| {
+            descriptors::keep_from_processes();
             let child = command.spawn(pts).map_err(|error| match error {
                 pty_process::Error::Io(error) => error,
                 error => io::Error::other(error),
