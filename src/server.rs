@@ -89,11 +89,8 @@ use actix_web::{
 use thiserror::Error;
 use tokio::{sync::oneshot, time::timeout};
 
-pub use self::{
-    auth::{Auth, SignedToken},
-    limits::Limits,
-};
 use self::{
+    auth::Unfit,
     frame_guard::FrameGuard,
     fs::Files,
     leftovers::Leftovers,
@@ -101,6 +98,10 @@ use self::{
     outbox::Outbox,
     registry::Registry,
     session::Stop,
+};
+pub use self::{
+    auth::{Auth, SignedToken},
+    limits::Limits,
 };
 
 /// Options of a server. Make one with [`ServerConfig::new`] and change what you need.
@@ -185,13 +186,21 @@ pub enum ServerError {
         "refusing to listen on {0} for everyone: it is not loopback; ask for a token, or allow it explicitly"
     )]
     Unauthenticated(SocketAddr),
-    /// A token that is too easy to guess.
-    #[error("the {what} is too short: at least {least} bytes are needed")]
+    /// A token, or a secret that tokens are signed with, that is too easy to guess.
+    #[error("the {what} is too short: at least {least} bytes are needed, and best random ones")]
     WeakSecret {
         /// What it is.
         what: &'static str,
         /// How long it has to be.
         least: usize,
+    },
+    /// A token that clients could not send as it is, or a secret that was not saved as it was meant.
+    #[error("the {what} cannot be used: {problem}")]
+    UnusableSecret {
+        /// What it is.
+        what: &'static str,
+        /// What is wrong with it, and what to do about it.
+        problem: &'static str,
     },
     /// The root is not there.
     #[error("cannot use {} as the root", path.display())]
@@ -360,21 +369,20 @@ impl std::fmt::Debug for Server {
 /// How long clients may take to be told that the server stops.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// The shortest secret that signed tokens may have.
-const LEAST_SECRET: usize = 32;
-
 impl ServerConfig {
     fn check(&self) -> Result<(), ServerError> {
-        let weak = |what, least| Err(ServerError::WeakSecret { what, least });
-        match &self.auth {
-            Auth::None if !self.listen.ip().is_loopback() && !self.allow_unauthenticated => {
-                Err(ServerError::Unauthenticated(self.listen))
+        if matches!(self.auth, Auth::None)
+            && !self.listen.ip().is_loopback()
+            && !self.allow_unauthenticated
+        {
+            return Err(ServerError::Unauthenticated(self.listen));
+        }
+        match self.auth.unfit() {
+            None => Ok(()),
+            Some(Unfit::Short { what, least }) => Err(ServerError::WeakSecret { what, least }),
+            Some(Unfit::Unusable { what, problem }) => {
+                Err(ServerError::UnusableSecret { what, problem })
             }
-            Auth::Token(token) if token.trim().is_empty() => weak("token", 1),
-            Auth::SignedToken(signed) if signed.secret.len() < LEAST_SECRET => {
-                weak("secret", LEAST_SECRET)
-            }
-            _ => Ok(()),
         }
     }
 }
@@ -429,7 +437,7 @@ async fn upgrade(
     if has_origin(&request) {
         return Ok(HttpResponse::Forbidden().finish());
     }
-    let authorization = request.headers().get(header::AUTHORIZATION);
+    let authorization = request.headers().get_all(header::AUTHORIZATION);
     if let Err(reason) = registry
         .auth
         .check(authorization.map(|value| value.as_bytes()))

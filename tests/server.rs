@@ -393,7 +393,8 @@ async fn http(server: &Server, head: &str) -> (String, String) {
 #[actix::test]
 async fn http_is_answered_as_far_as_it_goes() {
     checked(async {
-        let server = listen(|config| config.auth = Auth::Token("secret".to_owned())).await;
+        let server =
+            listen(|config| config.auth = Auth::Token("a secret of 22 letters".to_owned())).await;
         for (head, status) in [
             ("GET /readyz HTTP/1.1", "200"),
             ("POST /readyz HTTP/1.1", "405"),
@@ -418,7 +419,11 @@ async fn http_is_answered_as_far_as_it_goes() {
             assert_eq!((&*status, &*body), ("401", reason));
         }
         // The token is right, and only the upgrade is missing.
-        let right = http(&server, "GET / HTTP/1.1\r\nAuthorization: bearer secret").await;
+        let right = http(
+            &server,
+            "GET / HTTP/1.1\r\nAuthorization: bearer a secret of 22 letters",
+        )
+        .await;
         assert_eq!(right.0, "400");
         soon(server.stop()).await;
     })

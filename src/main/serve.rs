@@ -4,13 +4,15 @@ use std::{
     fs,
     io::{self, Write as _},
     net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use actix::System;
 use clap::Args;
-use execmux::server::{Auth, Server, ServerConfig, SignedToken};
+use execmux::server::{Auth, Server, ServerConfig, ServerError, SignedToken};
+use log::warn;
 
 use crate::signals::{self, Signal};
 
@@ -62,19 +64,19 @@ impl Serve {
         let mut signals = signals::watch(&[Signal::Interrupt, Signal::Terminate, Signal::HangUp]);
         let mut config = ServerConfig::new();
         config.auth = self.auth()?;
+        let secret_file = self.token_file.or(self.jwt_secret_file);
         config.listen = self.listen;
         config.root = self.root;
         config.allow_unauthenticated = self.allow_unauthenticated;
         // This program starts nothing else.
         config.adopt_orphans = cfg!(target_os = "linux");
         config.session_window = Duration::from_secs(self.session_window);
-        let server = Server::start(config).await.map_err(|error| {
-            let cause = std::error::Error::source(&error);
-            match cause {
-                Some(cause) => format!("{error}: {cause}"),
-                None => error.to_string(),
-            }
-        })?;
+        let server = Server::start(config)
+            .await
+            .map_err(|error| start_problem(&error, secret_file.as_deref()))?;
+        if let Some(file) = &secret_file {
+            warn_if_readable(file);
+        }
         let mut stdout = io::stdout();
         let printed = writeln!(stdout, "{}", server.url()).and_then(|()| stdout.flush());
         if printed.is_ok() {
@@ -90,7 +92,10 @@ impl Serve {
     fn auth(&self) -> Result<Auth, String> {
         if let Some(file) = &self.token_file {
             let token = String::from_utf8(read_trimmed(file, "token")?)
-                .map_err(|_| format!("the token in {} is not UTF-8", file.display()))?;
+                .map_err(|_| {
+                    let file = file.display();
+                    format!("the token in {file} is not UTF-8: save it as plain text without a byte order mark")
+                })?;
             return Ok(Auth::Token(token));
         }
         let Some(file) = &self.jwt_secret_file else {
@@ -103,6 +108,30 @@ impl Serve {
             signed.clock_skew = Duration::from_secs(seconds);
         }
         Ok(Auth::SignedToken(signed))
+    }
+}
+
+/// Says why the server did not start, and in which file a secret is that it cannot use.
+fn start_problem(error: &ServerError, secret_file: Option<&Path>) -> String {
+    let is_secret = matches!(
+        error,
+        ServerError::WeakSecret { .. } | ServerError::UnusableSecret { .. }
+    );
+    match (std::error::Error::source(error), secret_file) {
+        (Some(cause), _) => format!("{error}: {cause}"),
+        (None, Some(file)) if is_secret => format!("{error} (in {})", file.display()),
+        (None, _) => error.to_string(),
+    }
+}
+
+/// Warns of a secret that every user of this machine can read.
+fn warn_if_readable(file: &Path) {
+    let mode = fs::metadata(file).map(|metadata| metadata.permissions().mode());
+    if mode.is_ok_and(|mode| mode & 0o004 != 0) {
+        warn!(
+            "every user of this machine can read {0}: say chmod o-r {0}, and make a new secret",
+            file.display()
+        );
     }
 }
 

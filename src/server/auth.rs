@@ -1,13 +1,12 @@
 //! Who may connect: whoever has the token, or one that is signed with the secret.
 
+mod jwt;
+
 use std::{
     fmt,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use base64_turbo::URL_SAFE_NO_PAD;
-use hmac::{Hmac, Mac as _};
-use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 /// What a client has to show with the WebSocket upgrade.
@@ -17,7 +16,7 @@ pub enum Auth {
     /// Nothing. For loopback, where every user of the machine may connect then.
     #[default]
     None,
-    /// `Authorization: Bearer` and this token.
+    /// `Authorization: Bearer` and this token: 16 bytes or more of visible ASCII, also with spaces inside.
     Token(String),
     /// `Authorization: Bearer` and a JSON Web Token signed with HS256.
     SignedToken(SignedToken),
@@ -27,7 +26,7 @@ pub enum Auth {
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct SignedToken {
-    /// What it is signed with.
+    /// What it is signed with: 32 bytes or more. If they are text, it is one line.
     pub secret: Vec<u8>,
     /// Its `iss`, if that matters.
     pub issuer: Option<String>,
@@ -68,33 +67,55 @@ impl fmt::Debug for Auth {
     }
 }
 
-#[derive(Deserialize)]
-struct Header {
-    alg: String,
-}
+/// The shortest token, and the shortest secret that tokens may be signed with.
+const LEAST_TOKEN: usize = 16;
+const LEAST_SECRET: usize = 32;
 
-#[derive(Deserialize)]
-struct Claims {
-    exp: i64,
-    nbf: Option<i64>,
-    iss: Option<String>,
-    aud: Option<Audience>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Audience {
-    One(String),
-    Several(Vec<String>),
+/// What is wrong with a token or a secret that clients could not use, or that is easy to guess.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unfit {
+    Short {
+        what: &'static str,
+        least: usize,
+    },
+    Unusable {
+        what: &'static str,
+        problem: &'static str,
+    },
 }
 
 impl Auth {
-    /// Checks the value of the `Authorization` header. The error is for the client, and says no secret.
-    pub(super) fn check(&self, header: Option<&[u8]>) -> Result<(), &'static str> {
+    /// Looks whether clients can show what they have to, and nobody else can guess it.
+    pub(super) fn unfit(&self) -> Option<Unfit> {
+        let (what, bytes, least) = match self {
+            Auth::None => return None,
+            Auth::Token(token) => ("token", token.as_bytes(), LEAST_TOKEN),
+            Auth::SignedToken(signed) => ("secret", &*signed.secret, LEAST_SECRET),
+        };
+        let problem = match self {
+            Auth::Token(_) => token_problem(bytes),
+            // A secret is not sent, and need not be text.
+            Auth::None | Auth::SignedToken(_) => text_problem(bytes),
+        };
+        if let Some(problem) = problem {
+            return Some(Unfit::Unusable { what, problem });
+        }
+        (bytes.len() < least).then_some(Unfit::Short { what, least })
+    }
+
+    /// Checks the values of the `Authorization` headers. The error is for the client, and says no secret.
+    pub(super) fn check<'a>(
+        &self,
+        mut headers: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<(), &'static str> {
         if let Auth::None = self {
             return Ok(());
         }
-        let header = header.ok_or("missing websocket bearer token")?;
+        let header = headers.next().ok_or("missing websocket bearer token")?;
+        if headers.next().is_some() {
+            // Which of them is meant, a proxy in between may see otherwise.
+            return Err("invalid authorization header");
+        }
         let header = std::str::from_utf8(header).map_err(|_| "invalid authorization header")?;
         let token = match header.trim().split_once(' ') {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
@@ -115,128 +136,72 @@ impl Auth {
     }
 }
 
-impl SignedToken {
-    fn check(&self, token: &str, now: Duration) -> Result<(), &'static str> {
-        const INVALID: &str = "invalid websocket jwt";
-        let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
-        let (signed, signature) = token.rsplit_once('.').ok_or(INVALID)?;
-        let (header, claims) = signed.split_once('.').ok_or(INVALID)?;
-        let decode = |text: &str| URL_SAFE_NO_PAD.decode(text).map_err(|_| INVALID);
-        let header: Header = serde_json::from_slice(&decode(header)?).map_err(|_| INVALID)?;
-        if header.alg != "HS256" {
-            return Err(INVALID);
-        }
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret).map_err(|_| INVALID)?;
-        mac.update(signed.as_bytes());
-        mac.verify_slice(&decode(signature)?).map_err(|_| INVALID)?;
-        let claims: Claims = serde_json::from_slice(&decode(claims)?).map_err(|_| INVALID)?;
-        let (now, skew) = (seconds(now), seconds(self.clock_skew));
-        if claims.exp.saturating_add(skew) < now {
-            return Err("expired websocket jwt");
-        }
-        if claims.nbf.is_some_and(|nbf| nbf > now.saturating_add(skew)) {
-            return Err("websocket jwt is not valid yet");
-        }
-        if self.issuer.is_some() && claims.iss != self.issuer {
-            return Err("websocket jwt issuer mismatch");
-        }
-        let is_for_us = match (&self.audience, claims.aud) {
-            (None, _) => true,
-            (Some(us), Some(Audience::One(one))) => *us == one,
-            (Some(us), Some(Audience::Several(several))) => several.contains(us),
-            (Some(_), None) => false,
-        };
-        if !is_for_us {
-            return Err("websocket jwt audience mismatch");
-        }
-        Ok(())
+/// Returns what keeps a token from being sent in a header as it is, and what to do about it.
+fn token_problem(token: &[u8]) -> Option<&'static str> {
+    if let Some(problem) = text_problem(token) {
+        return Some(problem);
     }
+    if token.trim_ascii() != token {
+        return Some("it begins or ends with white space, which no header carries: remove that");
+    }
+    if token.iter().any(u8::is_ascii_control) {
+        return Some("it holds a control character, which no header carries: make a new one");
+    }
+    if !token.is_ascii() {
+        return Some(
+            "it holds characters beyond ASCII, which not every header carries: make a new one",
+        );
+    }
+    None
+}
+
+/// Returns what shows that a file was not saved as the one line of text that it is to be, and what to do about it.
+/// Bytes that are no text are no such thing.
+fn text_problem(bytes: &[u8]) -> Option<&'static str> {
+    const MARKS: [&[u8]; 3] = [b"\xEF\xBB\xBF", b"\xFF\xFE", b"\xFE\xFF"];
+    if MARKS.iter().any(|mark| bytes.starts_with(mark)) {
+        return Some("it begins with a byte order mark: save it as plain text without one");
+    }
+    let text = std::str::from_utf8(bytes).ok()?;
+    if text.contains('\u{FEFF}') {
+        return Some("it holds a byte order mark: save it as plain text without one");
+    }
+    if text.contains('\0') {
+        return Some("it holds a NUL byte: save it as plain text");
+    }
+    if text.contains(['\n', '\r']) {
+        return Some("it holds a line break: leave one line");
+    }
+    None
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
-
     use super::*;
+
+    fn check(auth: &Auth, headers: &[&[u8]]) -> Result<(), &'static str> {
+        auth.check(headers.iter().copied())
+    }
 
     #[test]
     fn the_token_is_asked_for_by_name() {
         let auth = Auth::Token("abc".into());
-        assert_eq!(auth.check(Some(b"Bearer abc")), Ok(()));
-        assert_eq!(auth.check(Some(b"bearer   abc ")), Ok(()));
-        assert_eq!(auth.check(None), Err("missing websocket bearer token"));
+        assert_eq!(check(&auth, &[b"Bearer abc"]), Ok(()));
+        assert_eq!(check(&auth, &[b"bearer   abc "]), Ok(()));
+        assert_eq!(check(&auth, &[]), Err("missing websocket bearer token"));
+        for refused in [
+            &[&b"Basic abc"[..]][..],
+            &[b"Bearer"],
+            &[b"Bearer\xFF abc"],
+            &[b"Bearer abc", b"Bearer abc"],
+        ] {
+            assert_eq!(check(&auth, refused), Err("invalid authorization header"));
+        }
         assert_eq!(
-            auth.check(Some(b"Basic abc")),
-            Err("invalid authorization header")
-        );
-        assert_eq!(
-            auth.check(Some(b"Bearer abcd")),
+            check(&auth, &[b"Bearer abcd"]),
             Err("invalid websocket bearer token")
         );
-        assert_eq!(Auth::None.check(None), Ok(()));
+        assert_eq!(check(&Auth::None, &[]), Ok(()));
         assert!(!format!("{auth:?}").contains("abc"));
-    }
-
-    fn token(header: Value, claims: Value, secret: &[u8]) -> String {
-        let encode = |part: &[u8]| URL_SAFE_NO_PAD.encode(part);
-        let signed = format!(
-            "{}.{}",
-            encode(header.to_string().as_bytes()),
-            encode(claims.to_string().as_bytes())
-        );
-        let mut mac = Hmac::<Sha256>::new_from_slice(secret).unwrap();
-        mac.update(signed.as_bytes());
-        format!("{signed}.{}", encode(&mac.finalize().into_bytes()))
-    }
-
-    #[test]
-    fn a_signed_token_is_good_while_it_lasts_and_for_whom_it_is() {
-        let secret = [7; 32];
-        let mut auth = SignedToken::new(secret);
-        auth.issuer = Some("us".into());
-        auth.audience = Some("me".into());
-        let check = |header: Value, claims: Value, secret: &[u8]| {
-            auth.check(&token(header, claims, secret), Duration::from_secs(1000))
-        };
-        let hs256 = || json!({"alg": "HS256", "typ": "JWT"});
-        let good = json!({"exp": 1100, "iss": "us", "aud": ["you", "me"]});
-        assert_eq!(check(hs256(), good.clone(), &secret), Ok(()));
-        assert_eq!(
-            check(
-                hs256(),
-                json!({"exp": 975, "iss": "us", "aud": "me"}),
-                &secret
-            ),
-            Ok(())
-        );
-        for (claims, problem) in [
-            (
-                json!({"exp": 969, "iss": "us", "aud": "me"}),
-                "expired websocket jwt",
-            ),
-            (
-                json!({"exp": 1100, "nbf": 1031, "iss": "us", "aud": "me"}),
-                "websocket jwt is not valid yet",
-            ),
-            (
-                json!({"exp": 1100, "aud": "me"}),
-                "websocket jwt issuer mismatch",
-            ),
-            (
-                json!({"exp": 1100, "iss": "us", "aud": "you"}),
-                "websocket jwt audience mismatch",
-            ),
-            (
-                json!({"exp": 1100, "iss": "us"}),
-                "websocket jwt audience mismatch",
-            ),
-            (json!({"iss": "us", "aud": "me"}), "invalid websocket jwt"),
-        ] {
-            assert_eq!(check(hs256(), claims, &secret), Err(problem));
-        }
-        let invalid = Err("invalid websocket jwt");
-        assert_eq!(check(hs256(), good.clone(), &[8; 32]), invalid);
-        assert_eq!(check(json!({"alg": "none"}), good, &secret), invalid);
-        assert_eq!(auth.check("a.b", Duration::ZERO), invalid);
     }
 }

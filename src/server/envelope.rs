@@ -161,7 +161,7 @@ const MAX_VALUES: usize = 262_144;
 
 /// Checks what the typed readers of a message do not see: that no object has a key twice, and that there are
 /// not too many values.
-fn check(text: &[u8]) -> Result<(), String> {
+pub(super) fn check(text: &[u8]) -> Result<(), String> {
     let mut values = 0;
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     Checked(&mut values)

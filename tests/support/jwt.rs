@@ -15,9 +15,13 @@ pub fn seconds_from_now(after: Duration) -> u64 {
 
 /// Signs `claims` with HS256.
 pub fn sign(claims: &Value, secret: &[u8]) -> String {
-    let encode = |part: &[u8]| URL_SAFE_NO_PAD.encode_to_string(part);
     let header = json!({"alg": "HS256", "typ": "JWT"}).to_string();
-    let claims = claims.to_string();
+    sign_text(&header, &claims.to_string(), secret)
+}
+
+/// Signs a header and claims as they are spelled here.
+pub fn sign_text(header: &str, claims: &str, secret: &[u8]) -> String {
+    let encode = |part: &[u8]| URL_SAFE_NO_PAD.encode_to_string(part);
     let signed = format!(
         "{}.{}",
         encode(header.as_bytes()),

@@ -196,6 +196,13 @@ impl Serving {
         Serving::of(shell).await
     }
 
+    /// Starts it so that what it logs can be read.
+    pub async fn start_with_log(options: &[&str]) -> Self {
+        let mut command = execmux(&[&["serve"], options].concat());
+        command.stderr(Stdio::piped());
+        Serving::of(command).await
+    }
+
     async fn of(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut url = String::new();
@@ -213,6 +220,17 @@ impl Serving {
     pub async fn stop(mut self) {
         signal(&self.child, Signal::TERM);
         assert!(soon(self.child.wait()).await.unwrap().success());
+    }
+}
+
+impl Serving {
+    /// Ends it, and returns what it has logged.
+    pub async fn stop_and_read_log(mut self) -> String {
+        let mut stderr = self.child.stderr.take().unwrap();
+        self.stop().await;
+        let mut log = String::new();
+        soon(stderr.read_to_string(&mut log)).await.unwrap();
+        log
     }
 }
 
