@@ -5,7 +5,7 @@
 mod decode;
 mod plain;
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -59,6 +59,45 @@ pub(crate) struct ErrorObject {
     pub(crate) code: ErrorCode,
     #[serde(default)]
     pub(crate) message: String,
+    /// The `kind` in the `data` of the error (servers from 0.171 on); see [`error_kind`].
+    #[serde(skip)]
+    pub(crate) kind: Option<Box<str>>,
+}
+
+/// The longest `kind` that is kept, in bytes. Those of servers are shorter.
+const MAX_KIND: usize = 64;
+
+/// Returns `data.kind` of an error object, if it is a word of a few ASCII letters.
+///
+/// Servers put `data` of any shape into an error, and a client may not fail because of it: everything that is not such
+/// a word is ignored.
+fn error_kind(error: &RawValue) -> Option<Box<str>> {
+    #[derive(Deserialize)]
+    struct WithData<'a> {
+        #[serde(borrow)]
+        data: Option<&'a RawValue>,
+    }
+    #[derive(Deserialize)]
+    struct WithKind<'a> {
+        #[serde(borrow)]
+        kind: Cow<'a, str>,
+    }
+    let WithData { data } = serde_json::from_str(error.get()).ok()?;
+    // A struct is also read from an array.
+    let data = data.map(RawValue::get).filter(|it| it.starts_with('{'))?;
+    let WithKind { kind } = serde_json::from_str(data).ok()?;
+    let is_word = |kind: &str| kind.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let is_kept = !kind.is_empty() && kind.len() <= MAX_KIND && is_word(&kind);
+    is_kept.then(|| kind.into())
+}
+
+impl ErrorObject {
+    /// Reads the `error` member of an answer.
+    fn from_json(json: &RawValue) -> serde_json::Result<Self> {
+        let mut error: ErrorObject = serde_json::from_str(json.get())?;
+        error.kind = error_kind(json);
+        Ok(error)
+    }
 }
 
 /// The id of something that came in. Our own ids are numbers from 1 upwards.

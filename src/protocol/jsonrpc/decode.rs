@@ -107,7 +107,12 @@ impl<'de> Visitor<'de> for Envelope<'_> {
                     None => early_params = Some(map.next_value()?),
                 },
                 Member::Result => result = Some(map.next_value()?),
-                Member::Error => error = map.next_value::<Option<ErrorObject>>()?,
+                Member::Error => {
+                    // What is wrong with its `data` must not be an error, so it is read twice.
+                    let json = map.next_value::<Option<&'de RawValue>>()?;
+                    let read = json.map(ErrorObject::from_json).transpose();
+                    error = read.map_err(de::Error::custom)?;
+                }
                 Member::Other => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -268,6 +273,70 @@ mod tests {
                 (ErrorCode(-32600), "no")
             );
         }
+    }
+
+    #[test]
+    fn the_kind_of_an_error_is_kept() {
+        for (data, expected) in [
+            (r#"{"kind":"spawnNotFound"}"#, Some("spawnNotFound")),
+            (
+                r#"{"x":[{"kind":1}],"kind":"spawn\u0046ailed","y":null}"#,
+                Some("spawnFailed"),
+            ),
+            (r#"{"kind":"somethingNew2"}"#, Some("somethingNew2")),
+        ] {
+            assert_eq!(kind_in(data).as_deref(), expected, "{data}");
+        }
+        let last = r#"{"id":1,"error":{"data":{"kind":"a"},"message":"no","code":7}}"#;
+        assert!(
+            matches!(decode(last), Ok(Incoming::Error { error, .. }) if error.kind.as_deref() == Some("a"))
+        );
+    }
+
+    #[test]
+    fn p10_error_data_of_any_other_shape_is_ignored() {
+        let too_long = format!(r#"{{"kind":"{}"}}"#, "a".repeat(65));
+        let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+        for data in [
+            "null",
+            "7",
+            "1e999",
+            r#""spawnFailed""#,
+            r#"["spawnFailed"]"#,
+            r#"[{"kind":"spawnFailed"}]"#,
+            "{}",
+            r#"{"kind":null}"#,
+            r#"{"kind":7}"#,
+            r#"{"kind":["spawnFailed"]}"#,
+            r#"{"kind":{"kind":"spawnFailed"}}"#,
+            r#"{"kind":""}"#,
+            r#"{"kind":"two words"}"#,
+            r#"{"kind":"line\nbreak"}"#,
+            r#"{"kind":"ä"}"#,
+            r#"{"kind":"\ud800"}"#,
+            r#"{"kind":"a","kind":"b"}"#,
+            r#"{"Kind":"spawnFailed"}"#,
+            r#"{"kind":"a"},"data":{"kind":"b"}"#,
+            &too_long,
+            &deep,
+        ] {
+            assert_eq!(kind_in(data), None, "{data}");
+        }
+    }
+
+    /// Returns the kind that is read from an error with this `data`, after checking that the rest is read, too.
+    fn kind_in(data: &str) -> Option<Box<str>> {
+        let text = format!(r#"{{"id":1,"error":{{"code":-32603,"data":{data},"message":"no"}}}}"#);
+        let Ok(Incoming::Error { id, error }) = decode(&text) else {
+            panic!("not an error: {text}");
+        };
+        assert_eq!(
+            (id, error.code),
+            (Id::Number(1), ErrorCode(-32603)),
+            "{text}"
+        );
+        assert_eq!(error.message, "no", "{text}");
+        error.kind
     }
 
     #[test]
