@@ -1,7 +1,10 @@
 //! What can go wrong, one enum per operation, and the [`DisconnectReason`] they share.
 
+mod refusal;
+
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
+pub use self::refusal::StartRefusal;
 use crate::protocol::{ErrorCode, ProcessId, Unsupported};
 
 /// Why a connection could not be opened.
@@ -222,7 +225,7 @@ fn close_code(code: &Option<u16>) -> String {
 #[non_exhaustive]
 pub enum CallError {
     /// The server answered with an error.
-    #[error("the server rejected {method}: {message} ({code})")]
+    #[error("the server rejected {method}: {}{message} ({code})", refusal::prefix(.refusal))]
     Rejected {
         /// The method called.
         method: &'static str,
@@ -230,6 +233,8 @@ pub enum CallError {
         code: ErrorCode,
         /// The server's words. They differ between versions: branch on the code.
         message: String,
+        /// Why it refused to start a process; `None` for other methods, and where the request itself was wrong.
+        refusal: Option<StartRefusal>,
     },
     /// No answer before the deadline. The server may still carry the call out.
     #[error("no answer to {method} within {after:?}; the server may still carry it out")]
@@ -440,6 +445,16 @@ pub enum StartError {
     /// `process/start` failed.
     #[error(transparent)]
     Call(#[from] CallError),
+}
+
+impl StartError {
+    /// Returns why the server refused to start the process; `None` for every other error.
+    pub fn refusal(&self) -> Option<&StartRefusal> {
+        match self {
+            StartError::Register(_) => None,
+            StartError::Call(error) => error.refusal(),
+        }
+    }
 }
 
 /// Why a session ended without [`Closed`](crate::Closed).

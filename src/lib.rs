@@ -65,7 +65,8 @@
 //!   [`Overflow`]: what becomes of it when it does not consume.
 //! - [`Call`], [`DescribeServer`], [`GetStatistics`], [`Subscribe`]: what the [`Connection`] answers.
 //! - [`protocol`]: the methods, one struct each, and what they answer with.
-//! - [`ConnectError`], [`CallError`], [`StartError`], [`RegisterError`]: one enum per operation;
+//! - [`ConnectError`], [`CallError`], [`StartError`], [`RegisterError`]: one enum per operation; [`StartRefusal`]: why a
+//!   server did not start a process;
 //!   [`DisconnectReason`], [`ResumeError`] and [`FailureReason`]: why things end; [`HelperFailure`].
 //!
 //! # Features
@@ -98,7 +99,7 @@ pub use crate::{
     },
     error::{
         CallError, ConnectError, DisconnectReason, FailureReason, HelperFailure, InvalidRequest,
-        JsonError, RegisterError, ResumeError, StartError,
+        JsonError, RegisterError, ResumeError, StartError, StartRefusal,
     },
     mux::Mux,
     protocol::{Method, ProcessId, StartProcess, Started, Stream},

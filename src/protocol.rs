@@ -38,6 +38,7 @@ mod process;
 mod record;
 mod start;
 mod window;
+pub(crate) mod words;
 
 use serde::{Deserialize, de::DeserializeOwned};
 

@@ -87,7 +87,9 @@ async fn an_error_of_the_server_is_a_rejection_with_code_and_words() {
                 method,
                 code,
                 message,
+                refusal,
             } => {
+                assert_eq!(refusal, None, "it is about starts");
                 assert_eq!(
                     (method, code),
                     ("process/signal", ErrorCode::METHOD_NOT_FOUND)

@@ -88,12 +88,7 @@ impl Calls {
     /// Hands over the server's refusal.
     pub(super) fn reject(&self, id: RequestId, error: ErrorObject) {
         if let Some(Entry { method, slot, .. }) = self.take_answered(id) {
-            let rejection = CallError::Rejected {
-                method,
-                code: error.code,
-                message: error.message,
-            };
-            self.hand_over(slot, Err(rejection));
+            self.hand_over(slot, Err(CallError::rejected(method, error)));
         }
     }
 

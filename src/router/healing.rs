@@ -9,7 +9,7 @@ use super::{Router, parking::Following, routes::RouteKey};
 use crate::{
     connection::{Call, Dispatch, ReplySlot, decode_response},
     error::CallError,
-    protocol::{ErrorCode, ProcessId, ReadProcess, Repeat, RetainedOutput},
+    protocol::{ProcessId, ReadProcess, Repeat, RetainedOutput, words},
 };
 
 /// How many reads may be under way at a time. Servers handle the requests of a connection one after the
@@ -223,12 +223,11 @@ impl Router {
     }
 }
 
-/// Servers tell this only by their words.
+/// Returns true if the server does not know the process that a request was about.
 pub(crate) fn is_unknown_process(error: &CallError) -> bool {
     matches!(
         error,
-        CallError::Rejected { code: ErrorCode::INVALID_REQUEST, message, .. }
-            if message.contains("unknown process id")
+        CallError::Rejected { code, message, .. } if words::is_unknown_process(*code, message)
     )
 }
 
