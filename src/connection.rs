@@ -37,7 +37,7 @@ mod socket;
 mod submission;
 mod sweeper;
 
-use std::{fmt, rc::Rc, time::Duration};
+use std::{collections::HashSet, fmt, rc::Rc, time::Duration};
 
 use actix::{
     Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, Recipient,
@@ -66,7 +66,7 @@ use self::{
     lifecycle::{Lifecycle, Next},
     link::Link,
     outgoing::{Answers, Outgoing, Writer},
-    pending::{Entry, Pending},
+    pending::{Pending, RequestId},
     queue::Queue,
     recovery::{Attempt, Resume},
     sweeper::Sweeper,
@@ -313,23 +313,39 @@ impl Connection {
         });
     }
 
+    /// Drops the requests that wait behind others. Returns the ids of all requests that will not be sent any more.
+    fn drop_unsent(&self, reason: &DisconnectReason) -> HashSet<RequestId> {
+        let mut queue = self.outgoing.queue();
+        let queued = queue.ids();
+        queue.drop_waiting();
+        // When this side closes an open link, what is left in the queue is written before that.
+        if matches!(reason, DisconnectReason::Closed) && self.link.is_some() {
+            let written = queue.ids();
+            return queued.difference(&written).copied().collect();
+        }
+        queued
+    }
+
     /// The one place where a connection ends: tells every call, the recipient of events and everyone who
     /// wants to know, once.
     fn terminate(&mut self, reason: DisconnectReason) {
         debug!(reason:%; "disconnected");
         self.attempt = None;
         self.overdue = None;
-        self.outgoing.queue().drop_waiting();
+        let unsent = self.drop_unsent(&reason);
         match reason {
             // This side closes: the writer writes what is queued first.
             DisconnectReason::Closed => self.link = None,
             _ => self.discard_link(),
         }
         let entries = self.calls.pending.borrow_mut().drain();
-        for Entry { method, slot, .. } in entries {
-            slot.resolve(Err(CallError::Disconnected {
-                method,
+        for (id, entry) in entries {
+            // A request that is made again was sent before.
+            let sent = entry.repeats > 0 || !unsent.contains(&id);
+            entry.slot.resolve(Err(CallError::Disconnected {
+                method: entry.method,
                 reason: reason.clone(),
+                sent,
             }));
         }
         if let Some(events) = self.events.upgrade() {

@@ -1,6 +1,7 @@
 //! What can go wrong, one enum per operation, and the [`DisconnectReason`] they share.
 
 mod refusal;
+mod retry;
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -263,6 +264,8 @@ pub enum CallError {
         /// Why the connection ended.
         #[source]
         reason: DisconnectReason,
+        /// True if the request may have reached the server. False if it is certain that no byte of it was sent.
+        sent: bool,
     },
     /// The connection was lost before the answer came, and it is not known whether the server has carried
     /// out the call. It was not repeated, as it may not be done twice, or was several times, and the

@@ -195,11 +195,14 @@ impl Mux {
         &self,
         call: impl Into<Call<M>>,
     ) -> Result<M::Response, CallError> {
+        // An actor that stops after this may have sent the request.
+        let sent = self.connection.connected();
         match self.connection.send(call.into()).await {
             Ok(answer) => answer,
             Err(_) => Err(CallError::Disconnected {
                 method: M::NAME,
                 reason: DisconnectReason::Closed,
+                sent,
             }),
         }
     }
@@ -218,8 +221,15 @@ impl Mux {
         process: StartProcess,
         session: impl Into<Session>,
     ) -> Result<Started, StartError> {
+        // An actor that stops after this may have sent the request.
+        let sent = self.router.connected();
         match self.router.send(Start::new(process, session)).await {
             Ok(answer) => answer,
+            Err(_) if sent => Err(StartError::Call(CallError::Disconnected {
+                method: StartProcess::NAME,
+                reason: DisconnectReason::Closed,
+                sent,
+            })),
             Err(_) => Err(RegisterError::Disconnected(DisconnectReason::Closed).into()),
         }
     }

@@ -296,6 +296,41 @@ async fn p6_when_the_window_has_passed_everyone_is_told() {
 }
 
 #[actix::test]
+async fn p8_a_call_tells_if_any_link_has_carried_it() {
+    checked(async {
+        pause();
+        let (mux, mut peer, mut dials) = connect(config()).await;
+        let look = async |mux: Mux| mux.metadata("/").await;
+        let repeated = call(&mux, look);
+        peer.expect("fs/getMetadata").await;
+        drop(peer);
+        let mut peer = dials.next().await;
+        let initialize = peer.initialize_to_resume().await;
+        let unsent = call(&mux, look);
+        while mux.statistics().await.unwrap().calls_in_flight < 2 {
+            tokio::task::yield_now().await;
+        }
+        peer.reject(&initialize, -32600, "unknown session id 5e5510")
+            .await;
+        for (call, expected) in [(repeated, true), (unsent, false), (call(&mux, look), false)] {
+            match soon(call).await.unwrap() {
+                Err(error @ CallError::Disconnected { .. }) => {
+                    assert_eq!(error.is_retryable(), !expected);
+                    assert!(
+                        matches!(error, CallError::Disconnected { sent, .. } if sent == expected)
+                    );
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        let (session, _recording) = Recorder::start_session();
+        let late = mux.start(StartProcess::new("p", ["true"], "/"), session);
+        assert!(late.await.unwrap_err().is_retryable(), "nothing was sent");
+    })
+    .await;
+}
+
+#[actix::test]
 async fn p6_without_resume_all_ends_at_once() {
     checked(async {
         let mut never = config();
@@ -466,6 +501,36 @@ async fn p8_a_start_that_was_refused_both_times_is_refused() {
         match start.await.unwrap() {
             Err(StartError::Call(CallError::Rejected { message, .. })) => {
                 assert!(message.contains("invalid"), "{message}");
+            }
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p8_a_start_whose_fate_cannot_be_asked_any_more_may_have_been_carried_out() {
+    checked(async {
+        pause();
+        let (mux, mut peer, mut dials) = connect(config()).await;
+        let (session, _recording) = Recorder::start_session();
+        let start = call(&mux, async |mux| {
+            mux.start(StartProcess::new("new", ["true"], "/"), session)
+                .await
+        });
+        peer.expect("process/start").await;
+        drop(peer);
+        let mut peer = dials.resume().await;
+        let start_again = peer.expect("process/start").await;
+        peer.reject(&start_again, -32600, "process new already exists")
+            .await;
+        peer.expect("process/read").await;
+        // Breaks the protocol, so that nobody dials again.
+        peer.bytes(b"\x81\x02[]").await;
+        match soon(start).await.unwrap() {
+            Err(StartError::Call(error @ CallError::Disconnected { .. })) => {
+                assert!(error.to_string().contains("process/start"), "{error}");
+                assert!(!error.is_retryable());
             }
             other => panic!("{other:?}"),
         }

@@ -148,11 +148,11 @@ impl Pending {
     }
 
     /// Takes out all calls, in the order in which they were made.
-    pub(crate) fn drain(&mut self) -> Vec<Entry> {
+    pub(crate) fn drain(&mut self) -> Vec<(RequestId, Entry)> {
         self.deadlines.clear();
         let mut entries: Vec<_> = self.entries.drain().collect();
         entries.sort_unstable_by_key(|(id, _)| *id);
-        entries.into_iter().map(|(_, entry)| entry).collect()
+        entries
     }
 
     /// Takes out the calls whose answers are lost with the link and that cannot be made again, and returns
@@ -360,7 +360,7 @@ mod tests {
         let timeouts: Vec<_> = pending
             .drain()
             .iter()
-            .map(|entry| entry.timeout.as_secs())
+            .map(|(_, entry)| entry.timeout.as_secs())
             .collect();
         assert_eq!(timeouts, [3, 1, 2]);
         assert_eq!((pending.len(), pending.next_deadline()), (0, None));

@@ -31,6 +31,7 @@ impl Connection {
             return Err(CallError::Disconnected {
                 method: M::NAME,
                 reason,
+                sent: false,
             });
         }
         method

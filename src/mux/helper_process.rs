@@ -74,14 +74,18 @@ impl Mux {
         process_id: &ProcessId,
         helper: StartProcess,
     ) -> Result<Result<(), HelperFailure>, CallError> {
-        let gone = |reason| CallError::Disconnected { method, reason };
+        let gone = |reason, sent| CallError::Disconnected {
+            method,
+            reason,
+            sent,
+        };
         // When the stream is dropped, a helper that still runs is terminated.
         let (session, mut events) = Session::stream();
         match self.start(helper, session).await {
             Ok(_) => {}
             Err(StartError::Call(error)) => return Err(error),
             Err(StartError::Register(RegisterError::Disconnected(reason))) => {
-                return Err(gone(reason));
+                return Err(gone(reason, false));
             }
             Err(StartError::Register(refused)) => {
                 return Ok(Err(HelperFailure::NotStarted(refused)));
@@ -97,11 +101,11 @@ impl Mux {
                 }
                 Ok(Some(SessionEvent::Closed(closed))) => break closed.exit_code,
                 Ok(Some(SessionEvent::Failed(failed))) => match failed.reason {
-                    FailureReason::Disconnected(reason) => return Err(gone(reason)),
+                    FailureReason::Disconnected(reason) => return Err(gone(reason, true)),
                     reason => return Ok(Err(HelperFailure::Lost(reason))),
                 },
                 Ok(Some(_)) => {}
-                Ok(None) => return Err(gone(DisconnectReason::Closed)),
+                Ok(None) => return Err(gone(DisconnectReason::Closed, true)),
                 Err(_) if self.is_over(method, process_id).await? => return Ok(Ok(())),
                 Err(_) if Instant::now() >= until => {
                     return Err(CallError::DeadlineExceeded {
@@ -133,10 +137,13 @@ impl Mux {
         found.map_err(|_| CallError::Disconnected {
             method,
             reason: DisconnectReason::Closed,
+            // A helper may have been started before.
+            sent: true,
         })
     }
 
-    /// Whether a process is known to have exited.
+    /// Whether a process is known to have exited. It is asked after a helper was started: what goes wrong here must not
+    /// read as if nothing had been done yet.
     async fn is_over(
         &self,
         method: &'static str,
@@ -144,7 +151,16 @@ impl Mux {
     ) -> Result<bool, CallError> {
         match self.find_record(method, process_id).await? {
             Found::Exited => Ok(true),
-            Found::NoSession => self.has_ended(process_id).await,
+            Found::NoSession => match self.has_ended(process_id).await {
+                // It is asked again in a moment.
+                Err(CallError::Overloaded { .. }) => Ok(false),
+                Err(CallError::Disconnected { reason, .. }) => Err(CallError::Disconnected {
+                    method,
+                    reason,
+                    sent: true,
+                }),
+                outcome => outcome,
+            },
             Found::Recorded { .. } | Found::NotRecorded => Ok(false),
         }
     }

@@ -12,6 +12,12 @@ pub(crate) fn is_unknown_process(code: ErrorCode, message: &str) -> bool {
     code == ErrorCode::INVALID_REQUEST && message.starts_with("unknown process id")
 }
 
+/// Returns true if a file method failed because nothing is at the path. The form of March 2026 tells it by these words;
+/// all later servers have the code [`ErrorCode::NOT_FOUND`].
+pub(crate) fn is_missing_file(code: ErrorCode, message: &str) -> bool {
+    code == ErrorCode::INTERNAL_ERROR && os_error(message) == Some(ENOENT)
+}
+
 /// What the text of a refused `process/start` tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SpawnFailure {
@@ -120,7 +126,14 @@ mod tests {
     }
 
     #[test]
-    fn p12_an_unknown_process_is_known_by_code_and_text() {
+    fn p12_a_missing_file_and_an_unknown_process_are_known_by_code_and_text() {
+        let missing = "No such file or directory (os error 2)";
+        assert!(is_missing_file(ErrorCode::INTERNAL_ERROR, missing));
+        assert!(!is_missing_file(ErrorCode::INVALID_REQUEST, missing));
+        assert!(!is_missing_file(
+            ErrorCode::INTERNAL_ERROR,
+            "No space left on device (os error 28)"
+        ));
         let unknown = "unknown process id p";
         assert!(is_unknown_process(ErrorCode::INVALID_REQUEST, unknown));
         assert!(!is_unknown_process(ErrorCode::INTERNAL_ERROR, unknown));

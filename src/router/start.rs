@@ -238,7 +238,12 @@ impl ReplySlot for ExistsSlot {
                 sandbox_type: None,
             }),
             Err(unknown) if is_unknown_process(&unknown) => Err(rejection),
-            Err(gone @ CallError::Disconnected { .. }) => Err(gone),
+            // The start was sent before, whether or not this question was.
+            Err(CallError::Disconnected { reason, .. }) => Err(CallError::Disconnected {
+                method: StartProcess::NAME,
+                reason,
+                sent: true,
+            }),
             Err(_) => Err(CallError::OutcomeUnknown {
                 method: StartProcess::NAME,
                 reason: start.repeated.clone().unwrap_or(DisconnectReason::CutOff),
