@@ -517,6 +517,41 @@ async fn a_root_confines_files_and_where_processes_start() {
     .await;
 }
 
+#[actix::test]
+async fn p12_a_start_below_a_root_is_refused_with_the_kind_that_it_has_without_one() {
+    checked(async {
+        let root = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+            .join(&*ProcessId::unique().to_string());
+        std::fs::create_dir_all(&root).unwrap();
+        std::fs::write(root.join("file"), "hello").unwrap();
+        let server = listen(|config| config.root = Some(root.clone())).await;
+        let (mut raw, _) = Raw::greet(&server.url(), None).await;
+        let inside = format!("file://{}", root.display());
+        for (cwd, kind) in [
+            ("/none", "spawnNotFound"),
+            ("/none/x/../y", "spawnNotFound"),
+            ("/file", "spawnFailed"),
+            ("/file/x", "spawnFailed"),
+        ] {
+            let cwd = format!("{inside}{cwd}");
+            let start = with(process("p", "true"), "cwd", json!(cwd));
+            let error = raw.call("process/start", start).await.unwrap_err();
+            assert_eq!(
+                (&error["code"], &error["data"]["kind"]),
+                (&json!(-32603), &json!(kind)),
+                "{cwd}: {error}"
+            );
+        }
+        let start = with(process("p", "true"), "cwd", json!(inside));
+        let sandboxed = with(start, "sandbox", json!({}));
+        let error = raw.call("process/start", sandboxed).await.unwrap_err();
+        assert_eq!(error["data"]["kind"], "sandboxUnavailable", "{error}");
+        soon(server.stop()).await;
+        std::fs::remove_dir_all(root).unwrap();
+    })
+    .await;
+}
+
 /// Starts a shell that ends, and leaves somebody behind. Returns who that is.
 async fn leave_somebody(raw: &mut Raw) -> i32 {
     raw.call("process/start", process("p", "sleep 1000 & echo $!"))

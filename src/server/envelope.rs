@@ -13,6 +13,8 @@ use serde_json::{Value, json, value::RawValue};
 pub(super) struct RpcError {
     pub(super) code: i64,
     pub(super) message: String,
+    /// Goes out as `data.kind`; only refused starts have one.
+    pub(super) kind: Option<&'static str>,
 }
 
 impl RpcError {
@@ -20,7 +22,13 @@ impl RpcError {
         RpcError {
             code,
             message: message.into(),
+            kind: None,
         }
+    }
+
+    pub(super) fn with_kind(mut self, kind: &'static str) -> Self {
+        self.kind = Some(kind);
+        self
     }
 
     pub(super) fn invalid_request(message: impl Into<String>) -> Self {
@@ -249,7 +257,11 @@ pub(super) fn encode_answer(id: &RequestId, answer: Result<String, RpcError>) ->
             json
         }
         Err(error) => {
-            json!({"error": {"code": error.code, "message": error.message}, "id": id}).to_string()
+            let mut object = json!({"code": error.code, "message": error.message});
+            if let Some(kind) = error.kind {
+                object["data"] = json!({"kind": kind});
+            }
+            json!({"error": object, "id": id}).to_string()
         }
     }
 }

@@ -94,19 +94,20 @@ impl Start {
     /// Checks what the params say, and starts the program.
     pub(super) fn spawn(self, files: &Files, leftovers: &Leftovers) -> Result<Spawned, RpcError> {
         if self.sandbox.is_some() {
-            return Err(RpcError::invalid_request("sandbox is not supported"));
+            return Err(RpcError::invalid_request("sandbox is not supported")
+                .with_kind("sandboxUnavailable"));
         }
         let Some(program) = self.argv.first() else {
             return Err(RpcError::invalid_params("argv must not be empty"));
         };
         if program.is_empty() {
             let kind = if self.tty { "PTY" } else { "pipe" };
-            return Err(RpcError::internal(format!(
-                "missing program for {kind} spawn"
-            )));
+            return Err(
+                RpcError::internal(format!("missing program for {kind} spawn")).with_kind(FAILED),
+            );
         }
         let size = self.size.map(Size::check).transpose()?;
-        let cwd = files.directory(&self.cwd)?;
+        let cwd = files.directory(&self.cwd).map_err(no_cwd)?;
         let inherited = self.env_policy.map(|policy| {
             // What is not UTF-8 cannot be matched, and is not inherited.
             policy.apply(std::env::vars_os().filter_map(|(name, value)| {
@@ -125,7 +126,35 @@ impl Start {
             true => plan.on_pty(size.unwrap_or(DEFAULT_SIZE), leftovers),
             false => plan.with_pipes(self.pipe_stdin, leftovers),
         };
-        spawned.map_err(|error| RpcError::internal(error.to_string()))
+        spawned.map_err(not_spawned)
+    }
+}
+
+/// What kind of refusal it is when nothing more is known.
+const FAILED: &str = "spawnFailed";
+const NOT_FOUND: &str = "spawnNotFound";
+
+/// Answers an error of starting a program as release 0.171.0 does.
+fn not_spawned(error: io::Error) -> RpcError {
+    let kind = match error.kind() {
+        // Of the program or of its working directory.
+        io::ErrorKind::NotFound => NOT_FOUND,
+        io::ErrorKind::PermissionDenied => "spawnPermissionDenied",
+        _ => FAILED,
+    };
+    RpcError::internal(error.to_string()).with_kind(kind)
+}
+
+/// Answers what is wrong with a working directory below a root as if the program had not started because of it.
+fn no_cwd(error: RpcError) -> RpcError {
+    let missing = RpcError::not_found("").code;
+    let failed = RpcError::internal("").code;
+    if error.code == missing {
+        RpcError::internal(error.message).with_kind(NOT_FOUND)
+    } else if error.code == failed {
+        error.with_kind(FAILED)
+    } else {
+        error
     }
 }
 
