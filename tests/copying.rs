@@ -95,7 +95,7 @@ async fn round_trip(url: &str) {
 
 #[actix::test]
 async fn real_servers_give_back_what_they_got() {
-    for version in ["0.120.0", "0.142.0", "0.169.0"] {
+    for version in ["0.120.0", "0.142.0", "0.171.0"] {
         if let Some(server) = ExecServer::start(version, "copying").await {
             round_trip(&server.url).await;
         }
@@ -178,7 +178,7 @@ async fn refusals(url: &str) {
 
 #[actix::test]
 async fn what_cannot_be_copied_is_said_and_leaves_nothing() {
-    for version in ["0.120.0", "0.169.0"] {
+    for version in ["0.120.0", "0.171.0"] {
         if let Some(server) = ExecServer::start(version, "copying_refused").await {
             refusals(&server.url).await;
         }
@@ -376,7 +376,7 @@ fn is_block(request: &serde_json::Value) -> bool {
 /// The crate's own server and a real one, as far as it is installed.
 async fn servers(test: &str) -> (Serving, Option<ExecServer>, Vec<String>) {
     let serving = Serving::start(&[]).await;
-    let real = ExecServer::start("0.169.0", test).await;
+    let real = ExecServer::start("0.171.0", test).await;
     let urls = [
         Some(serving.url.clone()),
         real.as_ref().map(|it| it.url.clone()),

@@ -1,4 +1,4 @@
-//! The crate's own server against release 0.169.0: the same messages, one answer beside the other.
+//! The crate's own server against release 0.171.0: the same messages, one answer beside the other.
 //!
 //! Compared are the shapes of answers, error codes and texts, and the values that say something about the
 //! process or file; ids, times and the like are not. What differs on purpose is in [`INTENDED`].
@@ -34,6 +34,38 @@ const INTENDED: &[(&str, &str)] = &[
     ("signal by a POSIX name", "an extension"),
     ("close stdin", "an extension"),
     ("resize", "an extension"),
+    (
+        "tty not in PATH",
+        "says spawnNotFound, as for a program with a path",
+    ),
+    (
+        "tty with a relative program",
+        "says spawnNotFound, as for a program with a path",
+    ),
+    (
+        "tty with cwd missing",
+        "refuses it; the release runs the command in the home directory",
+    ),
+    (
+        "tty with cwd a file",
+        "refuses it; the release runs the command in the home directory",
+    ),
+    (
+        "tty with cwd below a file",
+        "refuses it; the release runs the command in the home directory",
+    ),
+    (
+        "start what is no program",
+        "glibc has a shell run it; the C library of the release does not",
+    ),
+    (
+        "tty what is no program",
+        "glibc has a shell run it; the C library of the release does not",
+    ),
+    (
+        "tty with both missing",
+        "says spawnNotFound, as for one of them",
+    ),
 ];
 
 /// Values that are compared, and not only by their type.
@@ -60,6 +92,7 @@ const COMPARED: &[&str] = &[
     "sandboxDenied",
     "id",
     "code",
+    "kind",
 ];
 
 /// What is sent on one connection, one after the other: each message once the one before is answered.
@@ -374,6 +407,93 @@ fn cases(uri: &str) -> Vec<Case> {
             json!(true),
         ))],
     );
+    // Starts that the system refuses.
+    let path = |name: &str| format!("{uri}/{name}");
+    let native = |name: &str| format!("{}/{name}", uri.trim_start_matches("file://"));
+    let put = |name: &str| {
+        request(
+            "fs/writeFile",
+            json!({"path": path(name), "dataBase64": "aGVsbG8="}),
+        )
+    };
+    // Makes an executable file of this content, as process `p`.
+    let make = |name: &str, content: &str| {
+        let script = format!("printf '{content}' > {0}; chmod +x {0}", native(name));
+        start(shell(&script))
+    };
+    let as_q = |argv: &str, cwd: &str, tty: bool| {
+        start(json!({"processId": "q", "argv": [argv], "cwd": cwd,
+                     "env": {"PATH": "/usr/bin:/bin"}, "tty": tty}))
+    };
+    for tty in [false, true] {
+        let mut case = |pipes: &'static str, pty: &'static str, steps| {
+            case(if tty { pty } else { pipes }, steps);
+        };
+        let tmp = "file:///tmp";
+        case(
+            "start what is not executable",
+            "tty what is not executable",
+            vec![put("plain"), as_q(&native("plain"), tmp, tty)],
+        );
+        case(
+            "start a directory by its path",
+            "tty a directory by its path",
+            vec![as_q("/tmp", tmp, tty)],
+        );
+        case(
+            "start below a file",
+            "tty below a file",
+            vec![put("plain"), as_q(&native("plain/x"), tmp, tty)],
+        );
+        case(
+            "start without its interpreter",
+            "tty without its interpreter",
+            vec![
+                make("script", "#!/no/such/interpreter\\n"),
+                Step::Closed("p"),
+                as_q(&native("script"), tmp, tty),
+            ],
+        );
+        case(
+            "start what is no program",
+            "tty what is no program",
+            vec![
+                make("garbage", "\\001\\002"),
+                Step::Closed("p"),
+                as_q(&native("garbage"), tmp, tty),
+            ],
+        );
+        case(
+            "start a relative program",
+            "tty with a relative program",
+            vec![as_q("./none", &path(""), tty)],
+        );
+        case(
+            "start what is not in PATH",
+            "tty not in PATH",
+            vec![as_q("no-such-program", tmp, tty)],
+        );
+        case(
+            "start with cwd missing, too",
+            "tty with cwd missing",
+            vec![as_q("true", &path("none"), tty)],
+        );
+        case(
+            "start with both missing",
+            "tty with both missing",
+            vec![as_q("/no/such/program", &path("none"), tty)],
+        );
+        case(
+            "start with cwd a file",
+            "tty with cwd a file",
+            vec![put("plain"), as_q("true", &path("plain"), tty)],
+        );
+        case(
+            "start with cwd below a file",
+            "tty with cwd below a file",
+            vec![put("plain"), as_q("true", &path("plain/x"), tty)],
+        );
+    }
     case(
         "empty process id",
         vec![
@@ -610,14 +730,7 @@ fn cases(uri: &str) -> Vec<Case> {
     );
 
     // Files.
-    let path = |name: &str| format!("{uri}/{name}");
     let fs = |method: &str, name: &str| request(method, json!({"path": path(name)}));
-    let put = |name: &str| {
-        request(
-            "fs/writeFile",
-            json!({"path": path(name), "dataBase64": "aGVsbG8="}),
-        )
-    };
     case(
         "write and read a file",
         vec![put("a"), fs("fs/readFile", "a"), fs("fs/getMetadata", "a")],
@@ -845,7 +958,7 @@ fn says(message: &str, server: &ExecServer) -> String {
 #[actix::test]
 async fn the_answers_are_those_of_the_release() {
     checked(async {
-        let Some(real) = ExecServer::start("0.169.0", "differential").await else {
+        let Some(real) = ExecServer::start("0.171.0", "differential").await else {
             return;
         };
         let own = ExecServer::start(EMBEDDED, "differential").await.unwrap();

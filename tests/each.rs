@@ -162,7 +162,7 @@ fn is_zombie(pid: Pid) -> bool {
 #[actix::test]
 async fn ctrl_c_ends_what_runs_and_says_how_far_it_came() {
     let serving = Serving::start(&[]).await;
-    let real = ExecServer::start("0.169.0", "each_ctrl_c").await;
+    let real = ExecServer::start("0.171.0", "each_ctrl_c").await;
     let real = real.as_ref().map(|server| server.url.as_str());
     for url in [Some(""), Some(serving.url.as_str()), real]
         .into_iter()
@@ -281,7 +281,7 @@ async fn lost_and_resumed(url: &str, forgets_starts: bool) {
 
 #[actix::test]
 async fn a_lost_connection_costs_time_and_no_command() {
-    if let Some(server) = ExecServer::start("0.169.0", "each_lost").await {
+    if let Some(server) = ExecServer::start("0.171.0", "each_lost").await {
         lost_and_resumed(&server.url, true).await;
     }
     let serving = Serving::start(&[]).await;

@@ -178,7 +178,7 @@ async fn post(url: &str, body: impl Into<String>) -> (u16, String) {
 
 #[actix::test]
 async fn an_actix_web_application_drives_processes_across_arbiters() {
-    let Some(mut server) = ExecServer::start("0.169.0", "embedding").await else {
+    let Some(mut server) = ExecServer::start("0.171.0", "embedding").await else {
         return;
     };
     let (for_connection, for_sessions) = (Arbiter::new(), Arbiter::new());

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-for version in 0.120.0 0.142.0 0.169.0; do
+for version in 0.120.0 0.142.0 0.171.0; do
   directory=target/exec-servers/$version
   [ -x "$directory/codex" ] && continue
   mkdir -p "$directory"

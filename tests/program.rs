@@ -115,7 +115,7 @@ async fn help_is_no_failure() {
 
 #[actix::test]
 async fn a_command_runs_with_its_streams_and_its_exit_code() {
-    for version in ["0.120.0", "0.142.0", "0.169.0"] {
+    for version in ["0.120.0", "0.142.0", "0.171.0"] {
         let Some(server) = ExecServer::start(version, "program_streams").await else {
             return;
         };
@@ -164,7 +164,7 @@ async fn a_command_runs_with_its_streams_and_its_exit_code() {
 
 #[actix::test]
 async fn stdin_is_forwarded() {
-    let Some(server) = ExecServer::start("0.169.0", "program_stdin").await else {
+    let Some(server) = ExecServer::start("0.171.0", "program_stdin").await else {
         return;
     };
     for options in [&[][..], &["--tty"]] {
@@ -194,7 +194,7 @@ async fn stdin_is_forwarded() {
 
 #[actix::test]
 async fn a_hundred_megabytes_come_through() {
-    let Some(server) = ExecServer::start("0.169.0", "program_large").await else {
+    let Some(server) = ExecServer::start("0.171.0", "program_large").await else {
         return;
     };
     let mut child = spawn(&server, &["-n"], &["head", "-c", "100000000", "/dev/zero"]);
@@ -214,7 +214,7 @@ async fn a_hundred_megabytes_come_through() {
 
 #[actix::test]
 async fn ctrl_c_interrupts_and_a_second_one_leaves() {
-    let Some(server) = ExecServer::start("0.169.0", "program_interrupt").await else {
+    let Some(server) = ExecServer::start("0.171.0", "program_interrupt").await else {
         return;
     };
     for (script, signals, code) in [
@@ -257,7 +257,7 @@ fn records(pid: &str) -> Vec<PathBuf> {
 
 #[actix::test]
 async fn signals_are_passed_on_to_servers_that_have_none() {
-    for version in ["0.120.0", "0.142.0", "0.169.0"] {
+    for version in ["0.120.0", "0.142.0", "0.171.0"] {
         let Some(server) = ExecServer::start(version, "program_signals").await else {
             return;
         };
@@ -277,7 +277,7 @@ async fn signals_are_passed_on_to_servers_that_have_none() {
 
 #[actix::test]
 async fn a_server_without_a_shell_runs_commands_all_the_same() {
-    for version in ["0.120.0", "0.169.0"] {
+    for version in ["0.120.0", "0.171.0"] {
         let Some(server) = ExecServer::start(version, "program_no_shell").await else {
             return;
         };
@@ -310,7 +310,7 @@ async fn a_server_without_a_shell_runs_commands_all_the_same() {
 
 #[actix::test]
 async fn a_reader_that_has_seen_enough_ends_the_command() {
-    let Some(server) = ExecServer::start("0.169.0", "program_pipe").await else {
+    let Some(server) = ExecServer::start("0.171.0", "program_pipe").await else {
         return;
     };
     let mut child = spawn(&server, &["-n"], &["sh", "-c", "while :; do echo y; done"]);
@@ -323,7 +323,7 @@ async fn a_reader_that_has_seen_enough_ends_the_command() {
 
 #[actix::test]
 async fn a_lost_server_is_a_failure_of_our_own() {
-    let Some(mut server) = ExecServer::start("0.169.0", "program_lost").await else {
+    let Some(mut server) = ExecServer::start("0.171.0", "program_lost").await else {
         return;
     };
     let options = ["-n", "--resume-timeout", "1"];
@@ -349,7 +349,7 @@ async fn a_lost_server_is_a_failure_of_our_own() {
 
 #[actix::test]
 async fn a_lost_connection_is_resumed_and_said() {
-    let Some(server) = ExecServer::start("0.169.0", "program_resumed").await else {
+    let Some(server) = ExecServer::start("0.171.0", "program_resumed").await else {
         return;
     };
     let proxy = Proxy::start(server.url.trim_start_matches("ws://").parse().unwrap()).await;
@@ -372,7 +372,7 @@ async fn a_lost_connection_is_resumed_and_said() {
 
 #[actix::test]
 async fn rust_log_shows_what_happens_and_no_secrets() {
-    let Some(server) = ExecServer::start("0.169.0", "program_log").await else {
+    let Some(server) = ExecServer::start("0.171.0", "program_log").await else {
         return;
     };
     let url = server.url.replace("ws://", "ws://me:secret@");

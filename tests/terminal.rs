@@ -300,7 +300,7 @@ async fn a_server_of_the_program_takes_signed_tokens() {
 
 #[actix::test]
 async fn a_terminal_on_a_real_server_follows_the_size_of_ours() {
-    for version in ["0.120.0", "0.142.0", "0.169.0"] {
+    for version in ["0.120.0", "0.142.0", "0.171.0"] {
         let Some(server) = ExecServer::start(version, "terminal_size").await else {
             return;
         };
@@ -330,7 +330,7 @@ async fn a_terminal_on_a_real_server_follows_the_size_of_ours() {
 
 #[actix::test]
 async fn a_terminal_without_a_shell_on_the_server_has_the_usual_size() {
-    let Some(server) = ExecServer::start("0.169.0", "terminal_no_shell").await else {
+    let Some(server) = ExecServer::start("0.171.0", "terminal_no_shell").await else {
         return;
     };
     let between = Between::start(&server.url, |request| {

@@ -23,7 +23,7 @@ enum Running {
     Embedded(Option<execmux::server::Server>),
 }
 
-/// What the crate's own server is called here. It speaks as 0.169.0 does, and more.
+/// What the crate's own server is called here. It speaks as 0.171.0 does, and more.
 pub const EMBEDDED: &str = "embedded";
 
 /// Set where a missing server is a failure.
@@ -136,7 +136,7 @@ macro_rules! scenarios {
     ($($scenario:ident,)*) => {
         scenarios!(@version v0_120_0 "0.120.0" $($scenario)*);
         scenarios!(@version v0_142_0 "0.142.0" $($scenario)*);
-        scenarios!(@version v0_169_0 "0.169.0" $($scenario)*);
+        scenarios!(@version v0_171_0 "0.171.0" $($scenario)*);
         #[cfg(all(feature = "server", unix))]
         scenarios!(@version embedded "embedded" $($scenario)*);
     };
