@@ -112,6 +112,7 @@ pub struct Router {
     session_budget: usize,
     session_check_interval: Duration,
     close_timeout: Duration,
+    call_timeout: Duration,
     capabilities: Capabilities,
     /// The server's directory for temporary files.
     temporary: PathBuf,
@@ -162,6 +163,7 @@ impl Router {
             session_budget: config.session_budget,
             session_check_interval: config.session_check_interval,
             close_timeout: config.close_timeout,
+            call_timeout: config.call_timeout,
             capabilities: server.capabilities,
             temporary: server.temporary_directory(),
             stop_notice: checking::stop_notice(router),

@@ -54,7 +54,8 @@ impl StartProcess {
     /// `argv[0]` is looked up in the `PATH` of the environment given, else in a default of the
     /// system; a relative one with a slash is relative to `cwd`. `cwd` must be absolute and exist: a
     /// server that does not find it refuses to start a process with pipes, but runs one on a pty in
-    /// the home directory, and says nothing.
+    /// the home directory, and says nothing. Look with [`Mux::metadata`](crate::Mux::metadata) first, if that
+    /// matters. The server of this crate refuses both.
     pub fn new<A: Into<String>>(
         process_id: impl Into<ProcessId>,
         argv: impl IntoIterator<Item = A>,
@@ -84,6 +85,10 @@ impl StartProcess {
     /// Returns the id that the process will have.
     pub fn process_id(&self) -> &ProcessId {
         &self.process_id
+    }
+
+    pub(crate) fn cwd(&self) -> &Path {
+        &self.cwd
     }
 
     pub(crate) fn is_tty(&self) -> bool {

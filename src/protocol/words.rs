@@ -18,6 +18,12 @@ pub(crate) fn is_missing_file(code: ErrorCode, message: &str) -> bool {
     code == ErrorCode::INTERNAL_ERROR && os_error(message) == Some(ENOENT)
 }
 
+/// Returns true if a path leads through something that is not a directory, or to it where a directory is needed. Seen
+/// on all servers.
+pub(crate) fn is_not_a_directory(code: ErrorCode, message: &str) -> bool {
+    code == ErrorCode::INTERNAL_ERROR && os_error(message) == Some(ENOTDIR)
+}
+
 /// What the text of a refused `process/start` tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SpawnFailure {
@@ -66,6 +72,7 @@ pub(crate) fn spawn_failure(message: &str) -> SpawnFailure {
 
 const ENOENT: u32 = 2;
 const EACCES: u32 = 13;
+const ENOTDIR: u32 = 20;
 
 /// Returns the number at the end of what Rust's standard library says of an error of the operating system.
 fn os_error(message: &str) -> Option<u32> {
@@ -134,6 +141,9 @@ mod tests {
             ErrorCode::INTERNAL_ERROR,
             "No space left on device (os error 28)"
         ));
+        let no_directory = "Not a directory (os error 20)";
+        assert!(is_not_a_directory(ErrorCode::INTERNAL_ERROR, no_directory));
+        assert!(!is_not_a_directory(ErrorCode::INTERNAL_ERROR, missing));
         let unknown = "unknown process id p";
         assert!(is_unknown_process(ErrorCode::INVALID_REQUEST, unknown));
         assert!(!is_unknown_process(ErrorCode::INTERNAL_ERROR, unknown));

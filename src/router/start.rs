@@ -1,5 +1,7 @@
 //! Starting a process for a session: the message, and where the server's answer goes.
 
+mod cwd;
+
 use std::{fmt, time::Duration};
 
 use actix::{
@@ -7,12 +9,15 @@ use actix::{
     dev::{MessageResponse, OneshotSender},
 };
 
+use tokio::time::Instant;
+
+use self::cwd::Question;
 use super::{
     Router, healing::is_unknown_process, parking::Following, register::Register, routes::RouteKey,
     session::Session,
 };
 use crate::{
-    connection::{Call, Connection, Dispatch, ReplySlot, decode_response, reply},
+    connection::{Call, Connection, Dispatch, ReplySlot, after, decode_response, reply},
     error::{CallError, DisconnectReason, FailureReason, RegisterError, StartError},
     protocol::{
         ErrorCode, MAX_OUTPUT_WINDOW, Method as _, ProcessId, ReadProcess, Repeat, StartProcess,
@@ -27,6 +32,11 @@ use crate::{
 /// # Errors
 ///
 /// See [`StartError`]. If the server refuses the start, or it is not sent, the session hears nothing.
+/// [`StartError::refusal`] tells why a server refused it. If that is a missing program or working directory, the server is
+/// asked once which of both, within the timeout of the start and for 5 s at most; without an answer the reason is
+/// [`ProgramOrCwdNotFound`](crate::StartRefusal::ProgramOrCwdNotFound). A program that a shell has to start (see
+/// [`StartProcess::size`] and [`StartProcess::helper_processes`]) is not found as an exit code of 127.
+///
 /// If it is not known whether the process was started, because the answer did not come in time or
 /// not intelligibly, it is asked to terminate and the session gets [`Failed`](crate::Failed). If the connection is
 /// lost meanwhile and resumed, the server is asked what has become of the start; the id of the process
@@ -97,6 +107,8 @@ pub(super) struct Registered {
     pub(super) key: RouteKey,
     pub(super) connection: Addr<Connection>,
     pub(super) router: WeakAddr<Router>,
+    /// For when the start is refused.
+    question: Question,
 }
 
 impl fmt::Debug for PendingStart {
@@ -123,6 +135,7 @@ impl MessageResponse<Router, Start> for PendingStart {
                     process_id: registered.process_id,
                     key: registered.key,
                     repeated: None,
+                    question: registered.question,
                     sender,
                 }),
             }),
@@ -143,6 +156,7 @@ struct StartSlot {
     key: RouteKey,
     /// Set if the request was made twice: how the answer to the first was lost.
     repeated: Option<DisconnectReason>,
+    question: Question,
     sender: Option<OneshotSender<Result<Started, StartError>>>,
 }
 
@@ -176,8 +190,12 @@ impl StartSlot {
             });
         }
         // A caller that has gone does not need the answer: the session has its process.
-        if let Some(sender) = self.sender {
-            reply(sender, outcome.map_err(StartError::from));
+        let Some(sender) = self.sender else {
+            return;
+        };
+        match outcome {
+            Ok(started) => reply(sender, Ok(started)),
+            Err(error) => self.question.settle(error, sender),
         }
     }
 }
@@ -277,6 +295,11 @@ impl Handler<Start> for Router {
             process = process.output_window(room.min(MAX_OUTPUT_WINDOW));
         }
         let process_id = process.process_id().clone();
+        let question = Question {
+            connection: self.connection.downgrade(),
+            cwd: process.cwd().to_owned(),
+            until: after(Instant::now(), timeout.unwrap_or(self.call_timeout)),
+        };
         let register = Register::new(&process_id, session);
         PendingStart(self.register(register, context).map(|key| {
             if let Some(route) = self.routes.get_keyed(&process_id, key) {
@@ -295,6 +318,7 @@ impl Handler<Start> for Router {
                 key,
                 connection: self.connection.clone(),
                 router: context.address().downgrade(),
+                question,
             }
         }))
     }
