@@ -1,6 +1,6 @@
 //! An exec-server in this process: for development and tests, and for hosts where a large binary is too much.
 //!
-//! It speaks the protocol as release 0.169.0 does, without HTTP requests, network policy and sandboxes, and can
+//! It speaks the protocol as release 0.171.0 does, without HTTP requests, network policy and sandboxes, and can
 //! what that cannot: close stdin, resize terminals, send any signal, let processes not wait for each
 //! other, and hold a process back until its output is consumed. It runs on a thread of its own, and what it runs has the
 //! rights of this process.

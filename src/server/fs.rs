@@ -1,4 +1,4 @@
-//! The file methods, as release 0.169.0 answers them. They block: the caller runs them where that is allowed.
+//! The file methods, as release 0.171.0 answers them. They block: the caller runs them where that is allowed.
 
 mod content;
 mod copy;

@@ -122,13 +122,13 @@ fn replay(transcript: &str) -> usize {
 
 #[test]
 fn a_recorded_round_trip_is_answered_as_it_was() {
-    let transcript = include_str!("../../../tests/transcripts/0.169.0-fs-roundtrip.jsonl");
+    let transcript = include_str!("../../../tests/transcripts/0.171.0-fs-roundtrip.jsonl");
     assert!(replay(transcript) > 30);
 }
 
 #[test]
 fn paths_in_all_formats_are_answered_as_they_were() {
-    let transcript = include_str!("../../../tests/transcripts/0.169.0-path-format.jsonl");
+    let transcript = include_str!("../../../tests/transcripts/0.171.0-path-format.jsonl");
     assert_eq!(replay(transcript), 3);
 }
 
