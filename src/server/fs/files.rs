@@ -59,12 +59,7 @@ impl Files {
                     error.message
                 ))
             })?;
-        self.directory_at(path)
-            .map_err(|error| match error.raw_os_error() {
-                // As a start is answered whose directory the system refuses.
-                Some(_) => RpcError::internal(error.to_string()),
-                None => super::failed(error),
-            })
+        self.directory_at(path).map_err(super::failed)
     }
 
     fn directory_at(&self, path: PathBuf) -> io::Result<Directory> {
