@@ -15,6 +15,23 @@ use crate::protocol::{
 ///
 /// It is carried by [`CallError::Rejected`], and returned by [`CallError::refusal`] and
 /// [`StartError::refusal`](crate::StartError::refusal).
+///
+/// ```no_run
+/// # async fn example(mux: execmux::Mux) -> Result<(), execmux::StartError> {
+/// use execmux::{ProcessId, Session, StartProcess, StartRefusal};
+///
+/// let (session, _events) = Session::stream();
+/// let make = StartProcess::new(ProcessId::unique(), ["make"], "/srv/project");
+/// match mux.start(make, session).await {
+///     Err(error) if error.refusal() == Some(&StartRefusal::CwdNotFound) => {
+///         eprintln!("check the project out first");
+///     }
+///     started => {
+///         started?;
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StartRefusal {
