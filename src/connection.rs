@@ -66,7 +66,8 @@ use self::{
     lifecycle::{Lifecycle, Next},
     link::Link,
     outgoing::{Answers, Outgoing, Writer},
-    pending::{Pending, RequestId},
+    pending::{Entry, Pending, RequestId},
+    probe::Inquiry,
     queue::Queue,
     recovery::{Attempt, Resume},
     sweeper::Sweeper,
@@ -209,8 +210,8 @@ pub struct Connection {
     /// Empty: memory for the next request to be encoded in.
     scratch: Vec<u8>,
     sweeper: Sweeper,
-    /// Since when the server has been asked whether it still answers.
-    probed: Option<Instant>,
+    /// Set while the server is asked whether it still answers.
+    probed: Option<Inquiry>,
     /// How often the connection was resumed.
     resumes: u64,
     server: ServerInfo,

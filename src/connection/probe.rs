@@ -3,7 +3,7 @@
 
 use actix::{Handler, Message, WeakAddr};
 use log::debug;
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
 
 use super::{
     ABANDONED_CHECK, Connection,
@@ -15,7 +15,59 @@ use crate::{
     protocol::{Method as _, ProcessId, ReadProcess, jsonrpc},
 };
 
-/// The question is answered, or is not.
+/// A question to a server that does not answer a write, and what was heard of the server since. No clock.
+///
+/// An unanswered question alone does not show that the write blocks the connection: the network may have gone silent.
+/// That something was heard after the question does not show it either: it may have been under way for long. Only a
+/// server that is heard again and again for a while, and answers neither, hangs on the write.
+#[derive(Debug)]
+pub(super) struct Inquiry {
+    asked: Instant,
+    /// When the server was last asked for a sign of life.
+    pinged: Instant,
+    /// Set when the time for the answer is up.
+    is_overdue: bool,
+    /// The first and the last time that the server was heard, without a long pause in between.
+    heard: Option<(Instant, Instant)>,
+}
+
+impl Inquiry {
+    fn new(now: Instant) -> Self {
+        Inquiry {
+            asked: now,
+            pinged: now,
+            is_overdue: false,
+            heard: None,
+        }
+    }
+
+    /// Notes when the server was last heard. A pause of more than half of `timeout` begins anew: what comes after a
+    /// stall may be followed by the answer.
+    fn hear(&mut self, last: Option<Instant>, timeout: Duration) {
+        let Some(at) = last.filter(|at| *at >= self.asked) else {
+            return;
+        };
+        self.heard = match self.heard {
+            Some((first, last)) if at <= after(last, timeout / 2) => Some((first, at.max(last))),
+            Some(_) | None => Some((at, at)),
+        };
+    }
+
+    /// Returns true if the server was heard for as long as `timeout`, until now, and has not answered.
+    fn shows_block(&self, now: Instant, timeout: Duration) -> bool {
+        self.is_overdue
+            && self.heard.is_some_and(|(first, last)| {
+                after(first, timeout) <= now && now <= after(last, timeout / 2)
+            })
+    }
+
+    /// Returns true if it is time to ask the question again: too little was heard to decide.
+    fn is_stale(&self, now: Instant, timeout: Duration) -> bool {
+        after(self.asked, timeout.saturating_mul(3)) <= now
+    }
+}
+
+/// The question is answered, or is not in time. Also sent each second after that, for as long as nothing is decided.
 pub(super) struct Probed {
     /// On which link it was asked.
     pub(super) link: u64,
@@ -63,6 +115,7 @@ impl Connection {
         if let Some(next) = next {
             self.sweeper.before(next.max(now + ABANDONED_CHECK));
         }
+        self.follow_inquiry(now);
         // Without resume there is no remedy for a connection that is blocked.
         if let Some(process_id) = suspect
             && self.probed.is_none()
@@ -71,6 +124,27 @@ impl Connection {
         {
             self.probe(&process_id, now);
         }
+    }
+
+    /// Listens for signs of life while a question is open, and asks for the next one.
+    fn follow_inquiry(&mut self, now: Instant) {
+        let (Some(inquiry), Some(link)) = (&mut self.probed, &self.link) else {
+            return;
+        };
+        inquiry.hear(link.hearing.last.get(), self.config.probe_timeout);
+        if now >= after(inquiry.pinged, ABANDONED_CHECK) {
+            inquiry.pinged = now;
+            link.answers.ping();
+            if inquiry.is_overdue
+                && let Some(connection) = self.sweeper.connection().upgrade()
+            {
+                connection.do_send(Probed {
+                    link: self.links,
+                    is_answered: false,
+                });
+            }
+        }
+        self.sweeper.before(after(inquiry.pinged, ABANDONED_CHECK));
     }
 
     /// Asks the server whether it answers anything: with a call, and on the level of the WebSocket, where
@@ -92,7 +166,7 @@ impl Connection {
             json: json.into(),
             is_control: false,
         });
-        self.probed = Some(now);
+        self.probed = Some(Inquiry::new(now));
         let timeout = self.config.probe_timeout;
         let entry = Entry {
             method: ReadProcess::NAME,
@@ -105,7 +179,8 @@ impl Connection {
             repeats: 0,
         };
         self.calls.pending.borrow_mut().insert(id, now, entry);
-        self.sweeper.before(after(now, timeout));
+        self.sweeper
+            .before(after(now, timeout.min(ABANDONED_CHECK)));
     }
 
     /// Ends all writes to a process that does not read.
@@ -129,12 +204,13 @@ impl Handler<Probed> for Connection {
         if probed.link != self.links {
             return;
         }
-        let (Some(since), Some(link)) = (self.probed.take(), &self.link) else {
+        let (Some(inquiry), Some(link)) = (&mut self.probed, &self.link) else {
             return;
         };
         let (now, timeout) = (Instant::now(), self.config.write_timeout);
         let queue = self.outgoing.queue();
         if probed.is_answered {
+            self.probed = None;
             let pending = self.calls.pending.borrow();
             let given_up = queue.overdue(now, timeout, |id| !pending.contains(id));
             drop((queue, pending));
@@ -143,15 +219,84 @@ impl Handler<Probed> for Connection {
             }
             return;
         }
-        // The peer has the question, is there, and its words are read: so it is the write that it hangs on.
-        let is_heard = link.hearing.last.get().is_some_and(|last| last >= since)
+        let patience = self.config.probe_timeout;
+        inquiry.is_overdue = true;
+        inquiry.hear(link.hearing.last.get(), patience);
+        let blocking = queue.blocking(now, timeout);
+        // It is neither this side that does not read on, nor is the question still on its way into the socket.
+        let is_heard = inquiry.shows_block(now, patience)
             && !link.hearing.is_delivering.get()
-            && !queue.is_flowing(since);
-        let blocking = queue.blocking(now, timeout).filter(|_| is_heard);
+            && !queue.is_flowing(inquiry.asked);
         drop(queue);
-        if let Some(process_id) = blocking {
-            self.give_up_stdin(&process_id);
-            self.lose(DisconnectReason::Wedged { process_id }, context);
+        match blocking {
+            Some(process_id) if is_heard => {
+                self.give_up_stdin(&process_id);
+                self.lose(DisconnectReason::Wedged { process_id }, context);
+            }
+            Some(_) if !inquiry.is_stale(now, patience) => {}
+            Some(_) | None => self.probed = None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// Hears the server in some of the 30 seconds after the question. Returns the first second in which that shows that the
+    /// write blocks the connection.
+    fn shown_after(heard: impl Fn(u64) -> bool) -> Option<u64> {
+        let asked = Instant::now();
+        let mut inquiry = Inquiry::new(asked);
+        let mut last = None;
+        for second in 0..30 {
+            let now = asked + Duration::from_secs(second);
+            if heard(second) {
+                last = Some(now);
+            }
+            inquiry.is_overdue = now >= asked + TIMEOUT;
+            inquiry.hear(last, TIMEOUT);
+            if inquiry.shows_block(now, TIMEOUT) {
+                return Some(second);
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn p9_only_a_server_that_is_heard_all_the_time_is_taken_to_hang_on_a_write() {
+        assert_eq!(shown_after(|_| true), Some(5));
+        assert_eq!(shown_after(|second| second % 2 == 0), Some(5));
+        assert_eq!(shown_after(|second| second >= 3), Some(8), "a long way off");
+        assert_eq!(shown_after(|_| false), None);
+        assert_eq!(
+            shown_after(|second| second == 2),
+            None,
+            "the last word before the network went silent"
+        );
+        assert_eq!(
+            shown_after(|second| second == 0 || second == 20),
+            None,
+            "the answer may follow what comes after a stall"
+        );
+        assert_eq!(
+            shown_after(|second| second % 3 == 0),
+            None,
+            "not often enough"
+        );
+    }
+
+    #[test]
+    fn p9_what_was_heard_before_the_question_does_not_count() {
+        let asked = Instant::now();
+        let mut inquiry = Inquiry::new(asked + TIMEOUT);
+        inquiry.hear(Some(asked), TIMEOUT);
+        inquiry.is_overdue = true;
+        assert!(!inquiry.shows_block(asked + TIMEOUT, TIMEOUT));
+        assert!(inquiry.heard.is_none());
+        assert!(!inquiry.is_stale(asked + 2 * TIMEOUT, TIMEOUT));
+        assert!(inquiry.is_stale(asked + 4 * TIMEOUT, TIMEOUT));
     }
 }
