@@ -66,7 +66,7 @@ use self::{
     lifecycle::{Lifecycle, Next},
     link::Link,
     outgoing::{Answers, Outgoing, Writer},
-    pending::{Entry, Pending, RequestId},
+    pending::{Pending, RequestId},
     probe::Inquiry,
     queue::Queue,
     recovery::{Attempt, Resume},

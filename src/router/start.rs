@@ -1,6 +1,7 @@
 //! Starting a process for a session: the message, and where the server's answer goes.
 
 mod cwd;
+mod existing;
 
 use std::{fmt, time::Duration};
 
@@ -11,18 +12,12 @@ use actix::{
 
 use tokio::time::Instant;
 
-use self::cwd::Question;
-use super::{
-    Router, healing::is_unknown_process, parking::Following, register::Register, routes::RouteKey,
-    session::Session,
-};
+use self::{cwd::Question, existing::ExistsSlot};
+use super::{Router, parking::Following, register::Register, routes::RouteKey, session::Session};
 use crate::{
     connection::{Call, Connection, Dispatch, ReplySlot, after, decode_response, reply},
     error::{CallError, DisconnectReason, FailureReason, RegisterError, StartError},
-    protocol::{
-        ErrorCode, MAX_OUTPUT_WINDOW, Method as _, ProcessId, ReadProcess, Repeat, StartProcess,
-        Started,
-    },
+    protocol::{ErrorCode, MAX_OUTPUT_WINDOW, ProcessId, Repeat, StartProcess, Started},
 };
 
 /// Registers a session, then starts its process.
@@ -91,6 +86,8 @@ pub(super) enum StartedProcess {
     Running,
     NotStarted,
     Unknown,
+    /// It was started, and the server has forgotten it since.
+    Forgotten,
 }
 
 impl Message for StartEnded {
@@ -103,6 +100,8 @@ pub struct PendingStart(pub(super) Result<Registered, RegisterError>);
 /// A start whose session is registered.
 pub(super) struct Registered {
     pub(super) call: Call<StartProcess>,
+    /// How long the answer may take.
+    pub(super) timeout: Duration,
     pub(super) process_id: ProcessId,
     pub(super) key: RouteKey,
     pub(super) connection: Addr<Connection>,
@@ -136,6 +135,8 @@ impl MessageResponse<Router, Start> for PendingStart {
                     key: registered.key,
                     repeated: None,
                     question: registered.question,
+                    timeout: registered.timeout,
+                    deadline: after(Instant::now(), registered.timeout),
                     sender,
                 }),
             }),
@@ -157,12 +158,21 @@ struct StartSlot {
     /// Set if the request was made twice: how the answer to the first was lost.
     repeated: Option<DisconnectReason>,
     question: Question,
+    timeout: Duration,
+    /// When the time for the answer is up, also for what has to be asked to find it out.
+    deadline: Instant,
     sender: Option<OneshotSender<Result<Started, StartError>>>,
 }
 
 impl StartSlot {
     fn end(self, outcome: Result<Started, CallError>) {
-        let process = match &outcome {
+        let process = StartSlot::started(&outcome);
+        self.end_as(process, outcome);
+    }
+
+    /// What an outcome tells of the process; `None` if all sessions are told of it anyway.
+    fn started(outcome: &Result<Started, CallError>) -> Option<StartedProcess> {
+        match outcome {
             Ok(_) => Some(StartedProcess::Running),
             Err(CallError::DeadlineExceeded { .. } | CallError::InvalidResponse { .. }) => {
                 Some(StartedProcess::Unknown)
@@ -178,7 +188,10 @@ impl StartSlot {
             Err(CallError::OutcomeUnknown { .. }) => Some(StartedProcess::Unknown),
             // All sessions are told of that.
             Err(CallError::Disconnected { .. }) => None,
-        };
+        }
+    }
+
+    fn end_as(self, process: Option<StartedProcess>, outcome: Result<Started, CallError>) {
         // The router first, so that whoever hears of a failure can use the process id again.
         if let Some(process) = process
             && let Some(router) = self.router.upgrade()
@@ -208,17 +221,7 @@ impl ReplySlot for StartSlot {
                 if self.repeated.is_some()
                     && rejection.code() == Some(ErrorCode::INVALID_REQUEST) =>
             {
-                let Some(connection) = self.connection.upgrade() else {
-                    return self.end(Err(rejection));
-                };
-                connection.do_send(Dispatch {
-                    call: Call::new(ReadProcess::new(&self.process_id).max_bytes(1)),
-                    repeat: Repeat::Always,
-                    slot: Box::new(ExistsSlot {
-                        start: self,
-                        rejection,
-                    }),
-                });
+                ExistsSlot::new(self, rejection).ask();
             }
             outcome => {
                 let outcome = outcome.and_then(decode_response::<StartProcess>);
@@ -234,44 +237,6 @@ impl ReplySlot for StartSlot {
 
     fn repeated(&mut self, reason: &DisconnectReason) {
         self.repeated = Some(reason.clone());
-    }
-
-    fn follows_notifications(&self) -> bool {
-        true
-    }
-}
-
-/// Where the answer goes to whether a process exists whose start was refused the second time.
-struct ExistsSlot {
-    start: Box<StartSlot>,
-    rejection: CallError,
-}
-
-impl ReplySlot for ExistsSlot {
-    fn resolve(self: Box<Self>, outcome: Result<&str, CallError>) {
-        let ExistsSlot { start, rejection } = *self;
-        let outcome = match outcome {
-            Ok(_) => Ok(Started {
-                process_id: start.process_id.clone(),
-                sandbox_type: None,
-            }),
-            Err(unknown) if is_unknown_process(&unknown) => Err(rejection),
-            // The start was sent before, whether or not this question was.
-            Err(CallError::Disconnected { reason, .. }) => Err(CallError::Disconnected {
-                method: StartProcess::NAME,
-                reason,
-                sent: true,
-            }),
-            Err(_) => Err(CallError::OutcomeUnknown {
-                method: StartProcess::NAME,
-                reason: start.repeated.clone().unwrap_or(DisconnectReason::CutOff),
-            }),
-        };
-        start.end(outcome);
-    }
-
-    fn is_abandoned(&self) -> bool {
-        false
     }
 
     fn follows_notifications(&self) -> bool {
@@ -309,11 +274,10 @@ impl Handler<Start> for Router {
                     route.delivery.held_back(room);
                 }
             }
+            let timeout = timeout.unwrap_or(self.call_timeout);
             Registered {
-                call: match timeout {
-                    Some(timeout) => Call::new(process).timeout(timeout),
-                    None => Call::new(process),
-                },
+                call: Call::new(process).timeout(timeout),
+                timeout,
                 process_id,
                 key,
                 connection: self.connection.clone(),
@@ -342,7 +306,11 @@ impl Router {
         let was_ended = self.ended_while_starting.remove(&key);
         let Some(route) = self.routes.get_keyed(&process_id, key) else {
             // Without a route because it was unregistered, the process is somebody else's.
-            if was_ended && !matches!(process, StartedProcess::NotStarted) {
+            let may_run = match process {
+                StartedProcess::Running | StartedProcess::Unknown => true,
+                StartedProcess::NotStarted | StartedProcess::Forgotten => false,
+            };
+            if was_ended && may_run {
                 self.terminate(process_id, context);
             }
             return;
@@ -366,6 +334,11 @@ impl Router {
                 }
                 // Nobody was there to write it.
                 route.record = None;
+                self.remove(&process_id, context);
+            }
+            StartedProcess::Forgotten => {
+                let last = route.delivery.fail(FailureReason::Forgotten);
+                route.session.send(last);
                 self.remove(&process_id, context);
             }
             StartedProcess::Unknown => {

@@ -12,3 +12,4 @@ mod server_auth;
 mod server_descriptors;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod server_leftovers;
+mod starts;

@@ -1,0 +1,116 @@
+//! Starts whose answer was lost with the link, and servers that do not say clearly what has become of them.
+
+use std::time::Duration;
+
+use execmux::{CallError, FailureReason, Mux, Start, StartError, Started, protocol::StartProcess};
+use serde_json::{Value, json};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, pause},
+};
+
+use crate::support::{
+    checked,
+    peer::{Dials, Peer, config},
+    recorder::{Recorder, Recording},
+};
+
+/// What a server answers to a read that finds nothing new.
+fn nothing_new() -> Value {
+    json!({"chunks": [], "nextSeq": 1, "exited": false, "exitCode": null, "closed": false})
+}
+
+/// Starts a process with these limits, loses the answer, and has the repeated start refused as its id is taken.
+async fn start_refused_as_existing(
+    timeout: Duration,
+) -> (
+    JoinHandle<Result<Started, StartError>>,
+    Recording,
+    Peer,
+    (Mux, Dials),
+) {
+    let mut config = config();
+    config.call_timeout = Duration::from_secs(1);
+    let server = json!({"sessionId": "5e5510", "environmentInfo": {"cwd": null}});
+    let (mux, mut peer, mut dials) = Peer::connect_resumable(config, server).await;
+    let (session, recording) = Recorder::start_session();
+    let process = StartProcess::new("p", ["true"], "/");
+    let start = mux
+        .router()
+        .send(Start::new(process, session).timeout(timeout));
+    let start = actix::spawn(async { start.await.unwrap() });
+    peer.expect("process/start").await;
+    drop(peer);
+    let mut peer = dials.resume().await;
+    let again = peer.expect("process/start").await;
+    peer.reject(&again, -32600, "process p already exists")
+        .await;
+    (start, recording, peer, (mux, dials))
+}
+
+#[actix::test]
+async fn p2_a_session_that_heard_nothing_is_told_the_end_of_a_process_forgotten_meanwhile() {
+    checked(async {
+        pause();
+        let (start, recording, mut peer, _mux) =
+            start_refused_as_existing(Duration::from_secs(30)).await;
+        let read = peer.expect("process/read").await;
+        peer.reject(&read, -32600, "unknown process id p").await;
+        assert_eq!(start.await.unwrap().unwrap().process_id, "p".into());
+        match recording.record().await.failed.unwrap().reason {
+            FailureReason::Forgotten => {}
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p7_the_question_whether_a_process_exists_takes_no_longer_than_its_start_may() {
+    checked(async {
+        pause();
+        let begun = Instant::now();
+        let (start, recording, mut peer, _mux) =
+            start_refused_as_existing(Duration::from_secs(7)).await;
+        peer.expect("process/read").await;
+        match start.await.unwrap() {
+            Err(StartError::Call(CallError::DeadlineExceeded {
+                method: "process/start",
+                after,
+            })) => assert_eq!(after, Duration::from_secs(7)),
+            other => panic!("{other:?}"),
+        }
+        // Not when a call of the connection's `call_timeout` would have ended.
+        assert_eq!(begun.elapsed().as_secs(), 7);
+        match recording.record().await.failed.unwrap().reason {
+            FailureReason::StartUnanswered => {}
+            other => panic!("{other:?}"),
+        }
+        peer.expect("process/terminate").await;
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p8_a_start_that_is_still_under_way_is_asked_for_until_it_is_known() {
+    checked(async {
+        pause();
+        let begun = Instant::now();
+        let (start, recording, mut peer, _mux) =
+            start_refused_as_existing(Duration::from_secs(30)).await;
+        for _ in 0..10 {
+            let read = peer.expect("process/read").await;
+            peer.reject(&read, -32600, "process id p is starting").await;
+        }
+        assert!((3..8).contains(&begun.elapsed().as_secs()));
+        let read = peer.expect("process/read").await;
+        peer.answer(&read, nothing_new()).await;
+        assert_eq!(start.await.unwrap().unwrap().process_id, "p".into());
+        let read = peer.expect("process/read").await;
+        peer.answer(&read, nothing_new()).await;
+        peer.exited("p", 1, 7).await;
+        peer.closed("p", 2).await;
+        assert_eq!(recording.record().await.exit_code(), 7);
+    })
+    .await;
+}
