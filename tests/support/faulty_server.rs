@@ -53,6 +53,11 @@ pub struct State {
     /// How many sockets are open.
     pub open: u64,
     pub met: Met,
+    /// When it was tried to connect, and when the server noticed that a connection was lost.
+    pub dialled_at: Vec<Instant>,
+    pub detached_at: Vec<Instant>,
+    /// The longest time for which nothing went over a connection that stood.
+    pub longest_stall: Duration,
     connections: u64,
     attached: Option<u64>,
     /// Whether the session is gone.
@@ -101,6 +106,7 @@ impl FaultyServer {
 
     /// Connects, if that is possible now.
     pub async fn connect(self: Rc<Self>) -> io::Result<DuplexStream> {
+        self.state().dialled_at.push(Instant::now());
         let away_until = self.state().away_until;
         if away_until.is_some_and(|until| Instant::now() < until) {
             self.met("nobody to connect to");
@@ -123,6 +129,7 @@ impl FaultyServer {
             return;
         }
         state.attached = None;
+        state.detached_at.push(Instant::now());
         state.pushes.clear();
         state.detached += 1;
         let detached = state.detached;

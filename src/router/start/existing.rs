@@ -81,11 +81,11 @@ impl ExistsSlot {
         });
     }
 
-    fn end(self: Box<Self>, verdict: Verdict) {
+    fn end(self, verdict: Verdict) {
         let method = StartProcess::NAME;
         let ExistsSlot {
             start, rejection, ..
-        } = *self;
+        } = self;
         let started = Started {
             process_id: start.process_id.clone(),
             sandbox_type: None,

@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::VecDeque, rc::Rc, time::Duration};
 
 use actix::{Actor, ActorContext as _, AsyncContext as _, Context, Handler};
 use execmux::{Closed, Failed, FailureReason, Gap, Output, Overflow, Permit, SessionEvent};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use super::super::faulty_server::{Event, FaultyServer, Process};
 
@@ -44,6 +44,8 @@ pub struct Told {
     interrupted: bool,
     /// Whether it has waited for itself, as [`Overflow::Block`] does.
     pub has_blocked: bool,
+    /// When it has consumed something, or stopped.
+    pub consumed_at: Vec<Instant>,
     /// Whether its actor has stopped by itself.
     pub stopped: bool,
     /// Wakes whoever waits for the end.
@@ -73,6 +75,7 @@ impl Told {
             held: 0,
             interrupted: false,
             has_blocked: false,
+            consumed_at: Vec::new(),
             stopped: false,
             ended: Rc::default(),
         }
@@ -277,7 +280,10 @@ impl Consumer {
                 Held::Credit(permit) => permit.bytes(),
             };
             // Before the credit returns, as what it wakes may come at once.
-            self.told.borrow_mut().held -= bytes;
+            let mut told = self.told.borrow_mut();
+            told.held -= bytes;
+            told.consumed_at.push(Instant::now());
+            drop(told);
             drop(held);
         }
     }
@@ -319,6 +325,7 @@ impl Handler<SessionEvent> for Consumer {
             }
             if told.end.is_none() && told.events >= self.stops_after {
                 told.stopped = true;
+                told.consumed_at.push(Instant::now());
                 told.ended.notify_one();
                 context.stop();
             }

@@ -262,6 +262,8 @@ impl Wire {
         {
             self.server.met("stalled");
             sleep(time).await;
+            let longest = &mut self.server.state().longest_stall;
+            *longest = time.max(*longest);
         }
         self.frames += 1;
         if self.link.latency > 0 && self.random.chance(30) {
