@@ -497,6 +497,16 @@ pub enum FailureReason {
     /// server keeps a process that has ended. Its exit code will not be known.
     #[error("the server has forgotten the process, and with it how it ended")]
     Forgotten,
+    /// The connection was lost and resumed, and the server did not tell what the process has done meanwhile, although it was
+    /// asked again and again, for half a minute or more. Nothing was heard of the process since. It was asked to
+    /// terminate.
+    #[error(
+        "what the process did while the connection was lost is not known: {reads} reads in a row told nothing"
+    )]
+    ReadsFailed {
+        /// How many reads in a row failed or told nothing.
+        reads: u32,
+    },
     /// `process/start` was not answered in time, or not intelligibly, so that it is not known whether
     /// the process runs. It was asked to terminate.
     #[error("it is not known whether the process has started")]

@@ -41,6 +41,8 @@ use crate::{
 pub struct Call<M> {
     pub(super) method: M,
     pub(super) timeout: Option<Duration>,
+    /// Whether it may be made where as many calls wait for an answer as may.
+    pub(super) exceeds_cap: bool,
 }
 
 impl<M: Method> Call<M> {
@@ -49,6 +51,7 @@ impl<M: Method> Call<M> {
         Call {
             method,
             timeout: None,
+            exceeds_cap: false,
         }
     }
 
@@ -56,6 +59,13 @@ impl<M: Method> Call<M> {
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// Has it made however many calls of the application wait for an answer: for the few of the router's own, without which
+    /// sessions would miss output while the application is busy.
+    pub(crate) fn beyond_cap(mut self) -> Self {
+        self.exceeds_cap = true;
         self
     }
 }

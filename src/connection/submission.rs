@@ -24,9 +24,10 @@ impl Connection {
     /// to be made again when the answer is lost.
     fn submit<M: Method>(
         &mut self,
-        method: &M,
+        call: &Call<M>,
         repeat: Repeat,
     ) -> Result<(RequestId, Option<Request>), CallError> {
+        let method = &call.method;
         if let Some(reason) = self.lifecycle.refusal() {
             return Err(CallError::Disconnected {
                 method: M::NAME,
@@ -49,7 +50,7 @@ impl Connection {
                 process_id,
             },
         };
-        if in_flight >= self.config.max_calls_in_flight {
+        if in_flight >= self.config.max_calls_in_flight && !call.exceeds_cap {
             return Err(refused(Refused::Full, self.outgoing.queued_bytes()));
         }
         let lane = method.lane();
@@ -124,7 +125,7 @@ impl Connection {
     ) -> Result<Submitted, CallError> {
         let in_flight = self.calls.pending.borrow().len();
         let now = (in_flight > 0).then(|| self.make_room(in_flight));
-        let (id, repeat) = self.submit(&call.method, repeat)?;
+        let (id, repeat) = self.submit(call, repeat)?;
         // Of a call by itself the clock is read when it is on its way.
         let now = now.unwrap_or_else(Instant::now);
         let timeout = call.timeout.unwrap_or(self.config.call_timeout);

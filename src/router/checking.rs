@@ -67,7 +67,7 @@ impl Router {
         // What is tried again is looked at again if that fails. What has waited may leave anything behind.
         let mut is_idle = self.parked.is_none();
         for route in self.routes.iter_mut() {
-            route.delivery.tick();
+            route.delivery.tick(now);
             // Once, when nothing was delivered since the last check.
             if (1..=checked).contains(&route.delivered_in) {
                 route.delivered_in = 0;

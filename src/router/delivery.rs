@@ -3,15 +3,19 @@
 //! Events come as *pushes* of the server, in any order. What finds no credit is dropped, and read again
 //! later, in slices that fit; so is what a lost connection has swallowed.
 
+mod ending;
+mod patience;
 mod reading;
 mod window;
 
 use std::{collections::BTreeMap, mem};
 
 use bytes::Bytes;
-use tokio::time::{Duration, Instant};
+use tokio::time::Instant;
 
+pub(crate) use self::patience::Fruitless;
 use self::{
+    ending::Ending,
     reading::{Healing, MISSED, Scope},
     window::Window,
 };
@@ -57,19 +61,6 @@ pub(crate) struct Delivery {
     next_seq_at_tick: u64,
     /// Set once something is known of it.
     ending: Option<Box<Ending>>,
-}
-
-/// The end of a process: *exited* and *closed*. They cost no credit, and so each may come only once.
-#[derive(Debug, Default)]
-struct Ending {
-    /// Whether the place of *exited* is known.
-    has_exited: bool,
-    /// Whether the place of *closed* is known.
-    is_closed: bool,
-    /// From *exited*, once delivered.
-    exit_code: Option<i32>,
-    /// When it was last looked whether a process that has exited has ended.
-    checked: Option<Instant>,
 }
 
 /// An event, and the credit for its bytes.
@@ -185,7 +176,10 @@ impl Delivery {
         event: ProcessEvent,
         deliver: impl FnMut(SessionEvent),
     ) -> Progress {
-        if seq < self.next_seq || self.early.contains_key(&seq) {
+        if seq < self.next_seq {
+            return self.accept_past(&event, deliver);
+        }
+        if self.early.contains_key(&seq) {
             return Progress::Open;
         }
         let granted = match event {
@@ -236,6 +230,7 @@ impl Delivery {
         if !matches!(granted, Granted::Output { .. })
             && let Healing::AwaitingEnd = self.healing
         {
+            self.read_at_once();
             self.healing = Healing::Wanted(Scope::Dropped);
         }
         self.place(seq, granted, deliver)
@@ -262,7 +257,10 @@ impl Delivery {
 
     /// Looks whether something is stuck: an event that does not come although later ones did. To be
     /// called now and then.
-    pub(crate) fn tick(&mut self) {
+    pub(crate) fn tick(&mut self, now: Instant) {
+        if let Some(patience) = self.patience_mut() {
+            patience.tick(now);
+        }
         let is_stuck = mem::replace(&mut self.next_seq_at_tick, self.next_seq) == self.next_seq;
         match self.healing {
             Healing::Live if is_stuck => {
@@ -274,13 +272,16 @@ impl Delivery {
             Healing::AwaitingEnd if is_stuck => self.healing = Healing::Wanted(MISSED),
             // Others may have returned what it waits for.
             Healing::Starved => self.healing = Healing::Wanted(Scope::Dropped),
-            _ => {}
+            Healing::Live | Healing::Wanted(_) | Healing::Reading(_) | Healing::AwaitingEnd => {}
         }
     }
 
     /// Whether [`tick`](Self::tick), or the time since the process has exited, may make a difference.
     pub(crate) fn needs_ticks(&self) -> bool {
-        !matches!(self.healing, Healing::Live) || !self.early.is_empty() || self.has_exited()
+        !matches!(self.healing, Healing::Live)
+            || !self.early.is_empty()
+            || self.is_end_awaited()
+            || self.is_resting()
     }
 
     pub(crate) fn process_id(&self) -> &ProcessId {
@@ -295,34 +296,6 @@ impl Delivery {
     /// Whether anything has come.
     pub(crate) fn has_begun(&self) -> bool {
         self.next_seq > 1 || !self.early.is_empty()
-    }
-
-    /// Whether the process has exited and its end is awaited.
-    pub(crate) fn has_exited(&self) -> bool {
-        self.ending.as_ref().is_some_and(|ending| ending.has_exited)
-    }
-
-    /// Whether the place of *closed* is known.
-    fn is_closed(&self) -> bool {
-        self.ending.as_ref().is_some_and(|ending| ending.is_closed)
-    }
-
-    fn ending(&mut self) -> &mut Ending {
-        self.ending.get_or_insert_default()
-    }
-
-    /// Whether the end of a process that has exited has not come for so long: since this was first asked, and then since
-    /// it was last so.
-    pub(crate) fn is_end_overdue(&mut self, now: Instant, patience: Duration) -> bool {
-        if !self.has_exited() {
-            return false;
-        }
-        let checked = self.ending().checked.get_or_insert(now);
-        let is_overdue = now - *checked >= patience;
-        if is_overdue {
-            *checked = now;
-        }
-        is_overdue
     }
 
     /// Makes the terminal event of a session whose process will not be followed to its end.
@@ -360,7 +333,9 @@ impl Delivery {
     fn is_waiting(&self) -> bool {
         match self.healing {
             Healing::Live | Healing::Reading(_) => false,
-            Healing::Wanted(_) | Healing::Starved | Healing::AwaitingEnd => true,
+            // What is pushed during a pause is kept: a server that refuses reads may push well.
+            Healing::Wanted(_) => !self.is_resting(),
+            Healing::Starved | Healing::AwaitingEnd => true,
         }
     }
 
@@ -463,6 +438,7 @@ impl Delivery {
             )
         {
             self.healing = Healing::Live;
+            self.be_patient_again();
         }
         Progress::Open
     }

@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 
 use actix::{AsyncContext as _, Context, Handler, Message, WeakAddr};
 use log::debug;
+use tokio::time::Instant;
 
-use super::{Router, parking::Following, routes::RouteKey};
+use super::{Router, delivery::Fruitless, parking::Following, routes::RouteKey};
 use crate::{
     connection::{Call, Dispatch, ReplySlot, decode_response},
     error::CallError,
@@ -165,7 +166,7 @@ impl Router {
                 link: self.turns.begin(),
             };
             self.connection.do_send(Dispatch {
-                call: Call::new(read),
+                call: Call::new(read).beyond_cap(),
                 // The new link is asked for everything that was missed.
                 repeat: Repeat::Never,
                 slot: Box::new(slot),
@@ -192,16 +193,18 @@ impl Router {
             outcome,
         } = ended;
         self.turns.end(link);
+        let is_parked = self.parked.is_some();
         if let Some(route) = self.routes.get_keyed(&process_id, key) {
             let Some(reached) = route.session.reach() else {
                 self.abandon(process_id, context);
                 return self.read_next(context);
             };
             let deliver = |event| reached.send(event);
+            let now = Instant::now();
             let progress = match outcome {
                 Ok(read) => {
                     route.is_known = true;
-                    route.delivery.accept_read(number, read, deliver)
+                    route.delivery.accept_read(number, read, now, deliver)
                 }
                 Err(error) if is_unknown_process(&error) => {
                     if route.is_known {
@@ -212,14 +215,32 @@ impl Router {
                 }
                 Err(error) => {
                     debug!(process_id:%, error:%; "cannot read what a session has missed");
-                    // Read again with the next check of the sessions.
-                    route.delivery.fail_read(number);
-                    return self.read_next(context);
+                    route
+                        .delivery
+                        .fail_read(number, fruitless(&error, is_parked), now, deliver)
                 }
             };
             self.go_on(process_id, progress, context);
         }
         self.read_next(context);
+    }
+}
+
+/// Says why a read has failed that will be tried again. While notifications are parked, the socket is not read, and an
+/// answer may be in it.
+fn fruitless(error: &CallError, is_parked: bool) -> Fruitless {
+    match error {
+        CallError::DeadlineExceeded { .. } if is_parked => Fruitless::HeldUp,
+        CallError::Rejected { .. }
+        | CallError::InvalidResponse { .. }
+        | CallError::InvalidRequest { .. }
+        | CallError::Unsupported { .. }
+        | CallError::HelperFailed { .. } => Fruitless::Useless,
+        CallError::DeadlineExceeded { .. }
+        | CallError::Overloaded { .. }
+        | CallError::Stuck { .. }
+        | CallError::Disconnected { .. }
+        | CallError::OutcomeUnknown { .. } => Fruitless::Unanswered,
     }
 }
 

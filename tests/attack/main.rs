@@ -6,6 +6,8 @@ mod support;
 
 #[cfg(all(feature = "server", unix))]
 mod half_open;
+mod reads;
+mod reads_held_up;
 #[cfg(all(feature = "server", unix))]
 mod server_auth;
 #[cfg(all(target_os = "linux", feature = "server"))]

@@ -5,9 +5,10 @@
 
 use std::mem;
 
-use super::{CHUNK, Delivery, Granted, Progress};
+use tokio::time::Instant;
+
+use super::{CHUNK, Delivery, Fruitless, Granted, Progress};
 use crate::{
-    error::FailureReason,
     protocol::{OutputChunk, RetainedOutput},
     router::{
         budget::{Permit, cost},
@@ -26,7 +27,7 @@ const MAX_TAIL_READS: u8 = 3;
 pub(super) enum Healing {
     /// Nothing has to be read: what is missing is on its way.
     Live,
-    /// To be read as soon as it is this session's turn.
+    /// To be read as soon as it is this session's turn; after a pause, if the last read has brought nothing.
     Wanted(Scope),
     /// Being read.
     Reading(Box<Reading>),
@@ -40,6 +41,10 @@ pub(super) enum Healing {
 #[derive(Debug)]
 pub(super) struct Reading {
     scope: Scope,
+    after_seq: u64,
+    max_bytes: Option<usize>,
+    /// What was delivered next when it was asked.
+    next_seq: u64,
     /// Keeps room for the answer.
     reserved: Option<Permit>,
     /// The highest push that had been dropped when it was asked.
@@ -74,9 +79,9 @@ pub(crate) struct WantedRead {
 }
 
 impl Delivery {
-    /// Whether a read is needed, and it is not known to be in vain.
+    /// Whether a read is needed now, and it is not known to be in vain.
     pub(crate) fn wants_read(&self) -> bool {
-        matches!(self.healing, Healing::Wanted(_))
+        matches!(self.healing, Healing::Wanted(_)) && !self.is_resting()
     }
 
     /// Whether a part of what it reads is held until the rest has come.
@@ -89,6 +94,9 @@ impl Delivery {
 
     /// Returns the read to be made now; `None` if there is none, or no credit for its answer yet.
     pub(crate) fn next_read(&mut self) -> Option<WantedRead> {
+        if self.is_resting() {
+            return None;
+        }
         let scope = match mem::replace(&mut self.healing, Healing::Starved) {
             Healing::Wanted(scope) => scope,
             other => {
@@ -106,6 +114,9 @@ impl Delivery {
         self.reads += 1;
         self.healing = Healing::Reading(Box::new(Reading {
             scope,
+            after_seq,
+            max_bytes,
+            next_seq: self.next_seq,
             dropped_to: self.dropped_to,
             reserved: max_bytes.and_then(|bytes| self.budget.take(bytes, usize::MAX)),
         }));
@@ -149,6 +160,9 @@ impl Delivery {
     /// Notes that pushes may have been lost, with the connection.
     pub(crate) fn interrupted(&mut self) {
         self.end_read(self.reads);
+        self.ending().may_be_missed = true;
+        // What was tried in vain over the old link may be tried over the new one at once, if not more often.
+        self.read_at_once();
         self.healing = Healing::Wanted(MISSED);
     }
 
@@ -163,12 +177,63 @@ impl Delivery {
     pub(crate) fn accept_read(
         &mut self,
         number: u64,
-        answer: RetainedOutput,
+        mut answer: RetainedOutput,
+        now: Instant,
         mut deliver: impl FnMut(SessionEvent),
     ) -> Progress {
-        let Some((scope, dropped_to)) = self.end_read(number) else {
+        let Some(reading) = self.end_read(number) else {
             return Progress::Open;
         };
+        let next_seq = reading.next_seq;
+        let is_of_all = matches!(reading.scope, Scope::Missed { .. });
+        if !keep_what_was_asked(&mut answer, reading.after_seq) {
+            self.want_again(is_of_all);
+            return self.fruitless(Fruitless::Useless, is_of_all, now, deliver);
+        }
+        let taken = self.take_in(reading, answer, &mut deliver);
+        match taken {
+            Taken::Last(last) => last,
+            // The rest of it is to be read before it can be understood.
+            Taken::Half => Progress::Open,
+            // The session has to consume first: it is not the server that is to be left alone.
+            Taken::NoCredit => Progress::Open,
+            Taken::All if self.next_seq > next_seq || is_of_all && !self.is_missing() => {
+                self.be_patient_again();
+                Progress::Open
+            }
+            Taken::All => {
+                if let Healing::Live = self.healing
+                    && is_of_all
+                    && self.is_end_told()
+                {
+                    // The end is said to be among what is retained, and no push will tell its place.
+                    self.healing = Healing::Wanted(MISSED);
+                }
+                self.fruitless(Fruitless::Useless, is_of_all, now, deliver)
+            }
+        }
+    }
+
+    /// Returns true if something is known to be missing.
+    fn is_missing(&self) -> bool {
+        self.next_seq <= self.dropped_to
+            || !self.early.is_empty()
+            || matches!(self.healing, Healing::AwaitingEnd)
+            || self.is_end_told()
+    }
+
+    fn take_in(
+        &mut self,
+        reading: Reading,
+        answer: RetainedOutput,
+        mut deliver: impl FnMut(SessionEvent),
+    ) -> Taken {
+        let Reading {
+            scope,
+            dropped_to,
+            max_bytes,
+            ..
+        } = reading;
         if answer.chunks.is_empty() && self.dropped_to == dropped_to {
             // Nothing is to be had of what was dropped, whatever the server called it.
             self.dropped_to = self.dropped_to.min(answer.next_seq.saturating_sub(1));
@@ -176,6 +241,7 @@ impl Delivery {
         let read = match scope {
             Scope::Dropped => answer,
             Scope::Missed { tail_reads, read } => {
+                self.ending().may_be_missed = false;
                 // Where chunks came, servers up to 0.140 do not count *exited* and *closed* behind them.
                 let hides_tail = answer
                     .chunks
@@ -190,12 +256,13 @@ impl Delivery {
                         tail_reads: tail_reads + 1,
                         read: Some(Box::new(answer)),
                     });
-                    return Progress::Open;
+                    return Taken::Half;
                 }
                 self.find_end(&answer);
                 answer
             }
         };
+        self.note_told_end(&read);
         let begin = read.chunks.first().map_or(read.next_seq, |chunk| chunk.seq);
         if self.is_missing_before(begin) && self.lacks_end(&read) {
             // One of what is missing may be the end, not output: its push is on its way.
@@ -204,27 +271,32 @@ impl Delivery {
             }
             self.dropped_to = self.dropped_to.max(begin - 1);
             self.healing = Healing::AwaitingEnd;
-            return Progress::Open;
+            return Taken::All;
         }
         if let Some(last) = self.skip_to(begin, &mut deliver) {
-            return Progress::Closed(last);
+            return Taken::Last(Progress::Closed(last));
         }
-        self.accept_chunks(read.chunks, deliver)
+        self.accept_chunks(read.chunks, max_bytes, deliver)
     }
 
     fn accept_chunks(
         &mut self,
         chunks: Vec<OutputChunk>,
+        max_bytes: Option<usize>,
         mut deliver: impl FnMut(SessionEvent),
-    ) -> Progress {
+    ) -> Taken {
         let last_seq = chunks.last().map_or(0, |chunk| chunk.seq);
+        let mut taken = Taken::All;
         for OutputChunk { seq, stream, chunk } in chunks {
             if seq < self.next_seq || self.early.contains_key(&seq) {
                 continue;
             }
             let own = self.own(seq, chunk.len());
             let Some(permit) = self.budget.take(chunk.len(), own) else {
-                // Whatever the policy: it was this side that asked for so much at once.
+                // Whatever the policy: it was this side that asked for so much at once, unless it is more than that.
+                if max_bytes.is_none_or(|max| chunk.len() <= max.max(CHUNK)) {
+                    taken = Taken::NoCredit;
+                }
                 self.lag(last_seq);
                 break;
             };
@@ -235,7 +307,7 @@ impl Delivery {
             };
             match self.place(seq, granted, &mut deliver) {
                 Progress::Open => {}
-                last => return last,
+                last => return Taken::Last(last),
             }
         }
         if let Healing::Live = self.healing
@@ -243,62 +315,40 @@ impl Delivery {
         {
             self.healing = Healing::Wanted(Scope::Dropped);
         }
-        Progress::Open
+        taken
     }
 
-    /// Accepts that a read has failed. It is wanted again.
-    pub(crate) fn fail_read(&mut self, number: u64) {
-        self.healing = match self.end_read(number) {
-            Some((Scope::Dropped, _)) => Healing::Wanted(Scope::Dropped),
-            Some((Scope::Missed { .. }, _)) => Healing::Wanted(MISSED),
-            None => return,
-        };
-    }
-
-    /// Accepts that the server does not know the process yet. Its pushes will come.
-    pub(crate) fn read_too_early(&mut self, number: u64) -> Progress {
-        self.end_read(number);
-        Progress::Open
-    }
-
-    /// Accepts that the server does not know the process any more. After its exit that is its end.
-    pub(crate) fn forget(
+    /// Accepts that a read has failed. It is wanted again, for as long as there is patience.
+    pub(crate) fn fail_read(
         &mut self,
         number: u64,
-        mut deliver: impl FnMut(SessionEvent),
+        fruitless: Fruitless,
+        now: Instant,
+        deliver: impl FnMut(SessionEvent),
     ) -> Progress {
-        if self.end_read(number).is_none() {
+        let Some(reading) = self.end_read(number) else {
             return Progress::Open;
-        }
-        if !self.has_exited() {
-            return Progress::Failed(self.fail(FailureReason::Forgotten));
-        }
-        let known_to = self.early.last_key_value().map_or(0, |(&seq, _)| seq);
-        let end = known_to.max(self.dropped_to).saturating_add(1);
-        if let Some(last) = self.skip_to(end, &mut deliver) {
-            return Progress::Closed(last);
-        }
-        self.has_gap = true;
-        let seq = self.next_seq;
-        Progress::Closed(self.advance(seq, Granted::Closed))
+        };
+        let is_of_all = matches!(reading.scope, Scope::Missed { .. });
+        self.want_again(is_of_all);
+        self.fruitless(fruitless, is_of_all, now, deliver)
+    }
+
+    fn want_again(&mut self, is_of_all: bool) {
+        self.healing = Healing::Wanted(if is_of_all { MISSED } else { Scope::Dropped });
     }
 
     /// Ends the read that is under way, if it is this one.
-    pub(super) fn end_read(&mut self, number: u64) -> Option<(Scope, u64)> {
+    pub(super) fn end_read(&mut self, number: u64) -> Option<Reading> {
         if number != self.reads {
             return None;
         }
         match mem::replace(&mut self.healing, Healing::Live) {
-            Healing::Reading(reading) => {
-                let Reading {
-                    scope,
-                    reserved,
-                    dropped_to,
-                } = *reading;
-                if let Some(reserved) = reserved {
+            Healing::Reading(mut reading) => {
+                if let Some(reserved) = reading.reserved.take() {
                     self.budget.cancel(reserved);
                 }
-                Some((scope, dropped_to))
+                Some(*reading)
             }
             other => {
                 self.healing = other;
@@ -307,65 +357,15 @@ impl Delivery {
         }
     }
 
-    /// Whether the read tells of an end whose place is not known.
-    fn lacks_end(&self, read: &RetainedOutput) -> bool {
-        read.exited && !self.has_exited() || read.closed && !self.is_closed()
-    }
-
     /// Whether something below `begin` has not come.
     fn is_missing_before(&self, begin: u64) -> bool {
         let come = self.early.range(..begin).count() as u64;
         begin.saturating_sub(self.next_seq) > come
     }
 
-    /// Finds the places of *exited* and *closed* in all that a server retains: *closed* is the last of all,
-    /// *exited* the one that no chunk fills. If it is lost with output, it is put behind that.
-    fn find_end(&mut self, read: &RetainedOutput) {
-        let last = read.next_seq.saturating_sub(1);
-        if read.closed && !self.is_closed() && !self.is_filled(last, read) {
-            self.ending().is_closed = true;
-            self.keep(last, Granted::Closed);
-        }
-        if let (true, false, Some(exit_code)) = (read.exited, self.has_exited(), read.exit_code)
-            && let Some(seq) = self.last_unfilled(read)
-        {
-            self.ending().has_exited = true;
-            let sandbox_denied = read.sandbox_denied;
-            self.keep(
-                seq,
-                Granted::Exited {
-                    exit_code,
-                    sandbox_denied,
-                },
-            );
-        }
-    }
-
-    fn is_filled(&self, seq: u64, read: &RetainedOutput) -> bool {
-        seq < self.next_seq
-            || self.early.contains_key(&seq)
-            || read
-                .chunks
-                .binary_search_by_key(&seq, |chunk| chunk.seq)
-                .is_ok()
-    }
-
-    /// Returns the highest `seq` that has been given and that nothing fills. It ends soon, as it only
-    /// passes over what is filled.
-    fn last_unfilled(&self, read: &RetainedOutput) -> Option<u64> {
-        let mut seq = read.next_seq.checked_sub(1)?;
-        while seq >= self.next_seq {
-            if !self.is_filled(seq, read) {
-                return Some(seq);
-            }
-            seq -= 1;
-        }
-        None
-    }
-
     /// Goes on at `begin`: delivers what came before it, and tells what is missing there. Returns the last
     /// event, if it is among them.
-    fn skip_to(
+    pub(super) fn skip_to(
         &mut self,
         begin: u64,
         deliver: &mut impl FnMut(SessionEvent),
@@ -388,6 +388,31 @@ impl Delivery {
         }
         None
     }
+}
+
+/// What the answer to a read has led to.
+enum Taken {
+    All,
+    /// The rest has to be read.
+    Half,
+    /// Not all of it, for want of credit.
+    NoCredit,
+    /// The last event.
+    Last(Progress),
+}
+
+/// Leaves only what a server may answer with: output behind `after_seq`, in order, and a `next_seq` behind that. Returns
+/// false if there was output, and none of that kind.
+fn keep_what_was_asked(answer: &mut RetainedOutput, after_seq: u64) -> bool {
+    let was_empty = answer.chunks.is_empty();
+    let mut last = after_seq;
+    answer.chunks.retain(|chunk| {
+        let is_next = chunk.seq > last;
+        last = last.max(chunk.seq);
+        is_next
+    });
+    answer.next_seq = answer.next_seq.max(last.saturating_add(1));
+    was_empty || !answer.chunks.is_empty()
 }
 
 /// Joins two reads, of which the second goes on where the first has ended.

@@ -9,6 +9,8 @@ use std::{
     },
 };
 
+use tokio::time::Duration;
+
 use super::{reading::WantedRead, *};
 use crate::{
     protocol::{OutputChunk, RetainedOutput},
@@ -248,9 +250,12 @@ impl Told {
             assert_eq!(
                 before.len(),
                 1,
-                "the exit is lost, told at the end of its gap"
+                "the exit is lost, told in the last place that nothing fills"
             );
-            assert!(self.lost.contains(&(exit_seq - 1)));
+            // The answer to a read is the same whichever of the places that nothing fills was the exit's.
+            assert!(exit_seq <= server.evicted_to, "{exit_seq} is retained");
+            let taken = server.assigned[exit_seq as usize - 1];
+            assert!(matches!(taken, Event::Output(_)), "{taken:?}");
         }
         for &seq in &self.lost {
             assert!(seq <= server.evicted_to, "{seq} is retained");
@@ -278,6 +283,7 @@ struct Run {
     /// What the server is about to be told.
     consumed: Option<u64>,
     interruptions: u64,
+    now: Instant,
 }
 
 impl Run {
@@ -311,6 +317,7 @@ impl Run {
             others,
             held_by_others: Vec::new(),
             interruptions: random.below(4),
+            now: Instant::now(),
             random,
             server,
             woken,
@@ -412,7 +419,8 @@ impl Run {
             10 => {
                 let (is_needed, wants_read) =
                     (self.delivery.needs_ticks(), self.delivery.wants_read());
-                self.delivery.tick();
+                self.now += Duration::from_secs(1);
+                self.delivery.tick(self.now);
                 assert!(is_needed || self.delivery.wants_read() == wants_read);
                 self.unpark();
             }
@@ -460,13 +468,21 @@ impl Run {
             Some(answered @ (_, Some(_))) if self.parked.is_some() => self.read = Some(answered),
             Some((wanted, Some(answer))) => {
                 if self.random.chance(5) {
-                    self.delivery.fail_read(wanted.number);
-                    return;
+                    let (told, server) = (&mut self.told, &self.server);
+                    let progress = self.delivery.fail_read(
+                        wanted.number,
+                        Fruitless::Unanswered,
+                        self.now,
+                        |event| told.hear(event, server),
+                    );
+                    return self.progress(progress);
                 }
                 let (told, server) = (&mut self.told, &self.server);
-                let progress = self
-                    .delivery
-                    .accept_read(wanted.number, answer, |event| told.hear(event, server));
+                let progress =
+                    self.delivery
+                        .accept_read(wanted.number, answer, self.now, |event| {
+                            told.hear(event, server)
+                        });
                 self.progress(progress);
             }
         }

@@ -2,20 +2,22 @@
 
 use std::ops::Range;
 
+use tokio::time::Duration;
+
 use super::{reading::WantedRead, *};
 use crate::{
     protocol::{OutputChunk, RetainedOutput},
     router::budget::Pool,
 };
 
-fn output(text: &'static str) -> ProcessEvent {
+pub(super) fn output(text: &'static str) -> ProcessEvent {
     ProcessEvent::Output {
         stream: Stream::Stdout,
         chunk: text.into(),
     }
 }
 
-fn exited(exit_code: i32) -> ProcessEvent {
+pub(super) fn exited(exit_code: i32) -> ProcessEvent {
     ProcessEvent::Exited {
         exit_code,
         sandbox_denied: None,
@@ -36,7 +38,7 @@ fn accept(
 }
 
 /// Feeds events and writes down what comes out, one word for each.
-fn run(
+pub(super) fn run(
     delivery: &mut Delivery,
     events: impl IntoIterator<Item = (u64, ProcessEvent)>,
 ) -> Vec<String> {
@@ -53,7 +55,7 @@ fn run(
     told
 }
 
-fn word(event: &SessionEvent) -> String {
+pub(super) fn word(event: &SessionEvent) -> String {
     match event {
         SessionEvent::Gap(gap) => format!("gap {}..{}", gap.after_seq, gap.before_seq),
         SessionEvent::Interrupted(_) | SessionEvent::Resumed(_) => "link".to_owned(),
@@ -71,7 +73,7 @@ fn word(event: &SessionEvent) -> String {
     }
 }
 
-fn delivery() -> Delivery {
+pub(super) fn delivery() -> Delivery {
     delivery_with(1 << 20, Overflow::Heal)
 }
 
@@ -273,7 +275,11 @@ fn p4_events_that_come_early_are_bounded_by_count_and_by_budget() {
 }
 
 /// What a server answers: chunks of these seqs, the next seq, and the flags.
-fn read(seqs: impl IntoIterator<Item = u64>, next_seq: u64, ends: &str) -> RetainedOutput {
+pub(super) fn read(
+    seqs: impl IntoIterator<Item = u64>,
+    next_seq: u64,
+    ends: &str,
+) -> RetainedOutput {
     let chunks = seqs.into_iter().map(|seq| OutputChunk {
         seq,
         stream: Stream::Stdout,
@@ -290,9 +296,11 @@ fn read(seqs: impl IntoIterator<Item = u64>, next_seq: u64, ends: &str) -> Retai
     }
 }
 
-fn answer(delivery: &mut Delivery, number: u64, read: RetainedOutput) -> Vec<String> {
+pub(super) fn answer(delivery: &mut Delivery, number: u64, read: RetainedOutput) -> Vec<String> {
     let mut told = Vec::new();
-    match delivery.accept_read(number, read, |event| told.push(word(&event))) {
+    match delivery.accept_read(number, read, Instant::now(), |event| {
+        told.push(word(&event))
+    }) {
         Progress::Open => {}
         Progress::NoCredit(_) | Progress::Blocked(_) => panic!("reads do not block"),
         Progress::Closed(last) | Progress::Failed(last) => told.push(word(&last)),
@@ -359,7 +367,7 @@ fn p3_a_session_that_waits_for_others_neither_spins_nor_is_forgotten() {
     assert_eq!(delivery.next_read(), None);
     drop(theirs);
     assert!(!delivery.wants_read(), "nobody has told");
-    delivery.tick();
+    delivery.tick(Instant::now());
     assert!(delivery.next_read().is_some());
     drop(held);
 }
@@ -407,7 +415,12 @@ fn p5_a_read_that_fails_is_wanted_again() {
     let (mut delivery, held) = lagging();
     drop(held);
     assert!(delivery.next_read().is_some());
-    delivery.fail_read(1);
+    let now = Instant::now();
+    let failed = delivery.fail_read(1, Fruitless::Useless, now, |event| panic!("{event:?}"));
+    assert!(matches!(failed, Progress::Open));
+    delivery.tick(now);
+    assert!(!delivery.wants_read(), "not without a pause");
+    delivery.tick(now + Duration::from_secs(1));
     assert!(delivery.wants_read());
     assert!(delivery.next_read().is_some());
     assert!(
@@ -422,9 +435,9 @@ fn p5_an_event_that_does_not_come_is_read() {
     let mut delivery = delivery();
     let events = [(2, output("b")), (3, exited(7)), (4, ProcessEvent::Closed)];
     assert!(run(&mut delivery, events).is_empty());
-    delivery.tick();
+    delivery.tick(Instant::now());
     assert!(!delivery.wants_read(), "it may only be late");
-    delivery.tick();
+    delivery.tick(Instant::now());
     assert_eq!(delivery.next_read().map(|read| read.after_seq), Some(0));
     let told = answer(&mut delivery, 1, read([1, 2], 5, "exited closed"));
     assert_eq!(told, ["1:r1", "2:b", "3:exited 7", "4:closed Some(7)"]);
