@@ -1,25 +1,33 @@
 //! Thousands of servers and connections that fail, each from one seed: whatever happens, everything
 //! ends, and nobody is told what is not so.
 //!
-//! `EXECMUX_SEED=n` runs that seed alone, `EXECMUX_SEEDS=n` so many in all.
+//! Beside seeds that are always the same, some are drawn afresh: from `EXECMUX_FRESH_SEED`, or else from the clock. From
+//! which one is printed in any case. `EXECMUX_SEED=n` runs that seed alone, `EXECMUX_SEEDS=n` so many from it on, or of
+//! those that are always the same.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
 use std::{
     cell::Cell,
+    io::{self, Write as _},
     panic::{self, AssertUnwindSafe},
-    sync::Once,
+    sync::{Once, OnceLock},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use actix::System;
 use support::{
     faulty_client::{self, Outcome},
     faulty_server::Met,
+    random::Random,
 };
 
 /// How many seeds are tried, unless `EXECMUX_SEEDS` says otherwise.
 const SEEDS: u64 = 10_000;
+
+/// How many seeds are drawn afresh each time.
+const FRESH_SEEDS: u64 = 2000;
 
 /// The tests that share them, to use more than one core.
 const PARTS: u64 = 4;
@@ -97,21 +105,50 @@ fn run(seed: u64) -> Result<Met, String> {
     }
 }
 
+fn number(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    let number = value.parse();
+    Some(number.unwrap_or_else(|_| panic!("{name} must be a number, it is {value}")))
+}
+
+/// Returns what the fresh seeds are drawn from, and prints it once.
+fn fresh_seed() -> u64 {
+    static SEED: OnceLock<u64> = OnceLock::new();
+    *SEED.get_or_init(|| {
+        let seed = number("EXECMUX_FRESH_SEED").unwrap_or_else(|| {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            now.unwrap_or_default().as_nanos() as u64
+        });
+        // Not with a macro: what these print, tests that pass do not show.
+        let line = format!("EXECMUX_FRESH_SEED={seed}\n");
+        io::stderr().write_all(line.as_bytes()).unwrap();
+        seed
+    })
+}
+
+/// The seeds of one part.
+fn seeds(part: u64) -> Vec<u64> {
+    let count = number("EXECMUX_SEEDS");
+    if let Some(first) = number("EXECMUX_SEED") {
+        return match part {
+            0 => (0..count.unwrap_or(1))
+                .map(|n| first.wrapping_add(n))
+                .collect(),
+            _ => Vec::new(),
+        };
+    }
+    let each = count.unwrap_or(SEEDS).div_ceil(PARTS);
+    let mut random = Random::of(fresh_seed(), &format!("part {part}"));
+    let fresh = (0..FRESH_SEEDS / PARTS).map(|_| random.next());
+    (part * each..(part + 1) * each).chain(fresh).collect()
+}
+
 fn run_part(part: u64) {
-    let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
-    let seeds = number("EXECMUX_SEEDS");
-    let range = match number("EXECMUX_SEED") {
-        Some(first) if part == 0 => first..first + seeds.unwrap_or(1),
-        Some(_) => return,
-        None => {
-            let each = seeds.unwrap_or(SEEDS).div_ceil(PARTS);
-            part * each..(part + 1) * each
-        }
-    };
-    let runs = range.end - range.start;
+    let seeds = seeds(part);
+    let runs = seeds.len();
     let mut met = Met::new();
     let mut wrong = Vec::new();
-    for seed in range {
+    for seed in seeds {
         match run(seed) {
             Ok(counts) => {
                 for (what, count) in counts {
