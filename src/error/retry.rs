@@ -125,6 +125,7 @@ impl FailureReason {
             | FailureReason::MissingEvent { .. }
             | FailureReason::ExitedTwice
             | FailureReason::ClosedTwice
+            | FailureReason::ReadsFailed { .. }
             | FailureReason::StartUnanswered => false,
         }
     }
@@ -135,6 +136,7 @@ impl FailureReason {
         match self {
             // The process may still run.
             FailureReason::Disconnected(_)
+            | FailureReason::ReadsFailed { .. }
             | FailureReason::StartUnanswered
             // The process ran, and was terminated at some point.
             | FailureReason::Overflow { .. }
