@@ -46,10 +46,14 @@ pub struct Config {
     /// default, because a file comes as one message: 512 MiB of it, the most that servers read, are
     /// 683 MiB on the wire.
     pub max_message_size: usize,
-    /// How long nothing may come before the peer is asked for a sign of life. 30 s by default.
+    /// How long nothing may come before the peer is pinged. 5 s by default. A connection that is not read, because a
+    /// session of it has chosen [`Overflow::Block`](crate::Overflow::Block), sends a pong as often, which tells servers
+    /// that this client is there.
     pub ping_interval: Duration,
-    /// How long nothing may come, not even a sign of life, before the connection is given up. 60 s
-    /// by default. The sign of life is asked for after half of it at the latest.
+    /// How long nothing may come, not even the answer to a ping, before the connection is given up. 15 s by default, and
+    /// never more than half of the time for which the server keeps a lost session (10, 30 or 80 s, depending on its
+    /// version, or what it tells), so that the other half is left for resuming it. The ping is sent after half of this
+    /// at the latest.
     pub silence_timeout: Duration,
     /// How many bytes of output a session may have queued or in its hands, unless it says otherwise
     /// ([`Session::budget`](crate::Session::budget)). What happens beyond it is for the session to choose
@@ -68,6 +72,15 @@ pub struct Config {
     /// How long to try to resume a lost connection, if that is less than what the server allows (10, 30 or
     /// 80 s, depending on its version). Zero for not at all. As long as the server allows by default.
     pub resume_timeout: Duration,
+    /// How long to try to resume a lost connection of which the server answers that it still holds it
+    /// ([`StillAttached`](crate::ConnectError::StillAttached)), counted from the loss. The server's own time begins only
+    /// when it notices the loss, so each such answer gives all of it again, up to this. `resume_timeout` holds all the
+    /// same. 5 minutes by default.
+    pub attached_timeout: Duration,
+    /// How long a first connect is tried again while the server cannot be reached in time, or answers with HTTP status
+    /// 429, 502, 503 or 504. Zero by default: it is tried once. The waits between the attempts grow from 50 ms to 2 s,
+    /// with what the server asks for in `Retry-After` on top. Other errors end it at once.
+    pub connect_retry: Duration,
     /// Decides on the waits between the attempts to resume, so that many clients do not come back at the
     /// same moment. Random by default.
     pub jitter_seed: u64,
@@ -99,12 +112,14 @@ impl Config {
             max_calls_in_flight: 4096,
             max_queued_bytes: 64 << 20,
             max_message_size: 1 << 30,
-            ping_interval: Duration::from_secs(30),
-            silence_timeout: Duration::from_secs(60),
+            ping_interval: Duration::from_secs(5),
+            silence_timeout: Duration::from_secs(15),
             session_budget: 1 << 20,
             connection_budget: 64 << 20,
             session_check_interval: Duration::from_secs(1),
             resume_timeout: Duration::MAX,
+            attached_timeout: Duration::from_secs(300),
+            connect_retry: Duration::ZERO,
             jitter_seed: RandomState::new().hash_one(0),
             max_queued_stdin_bytes: 1 << 20,
             write_timeout: Duration::from_secs(10),

@@ -33,6 +33,7 @@ mod pending;
 mod probe;
 mod queue;
 mod recovery;
+mod retry;
 mod socket;
 mod submission;
 mod sweeper;
@@ -190,6 +191,10 @@ impl Message for LinkEnded {
 /// their deadline.
 const ABANDONED_CHECK: Duration = Duration::from_secs(1);
 
+/// The shortest time for which a peer may be silent, if the configuration does not set a shorter one: however short its
+/// window is, it needs time to answer a ping.
+const LEAST_SILENCE: Duration = Duration::from_secs(1);
+
 /// The actor that owns a WebSocket and its calls. [`Mux`](crate::Mux) starts it.
 ///
 /// When its connection is gone it goes on to answer every call with the reason.
@@ -245,12 +250,13 @@ impl Connection {
         let resume = resume.map(|(dialler, session)| Resume { dialler, session });
         let window = server.dialect.resume_window.filter(|_| resume.is_some());
         let window = window.map(|window| window.min(config.resume_timeout));
+        let longest = config.attached_timeout.min(config.resume_timeout);
         let queue = Queue::new(config.max_queued_bytes, config.max_queued_stdin_bytes);
         let outgoing = Outgoing::new(queue);
         let pending = Pending::after(handshake::LAST_ID);
         Connection::create(|context| {
             let mut connection = Connection {
-                lifecycle: Lifecycle::new(window, config.jitter_seed),
+                lifecycle: Lifecycle::new(window, longest, config.jitter_seed),
                 link: None,
                 links: 0,
                 attempt: None,
@@ -292,7 +298,7 @@ impl Connection {
             events: self.events.clone(),
             write_failed: Some(write_failed),
             ping_interval: self.config.ping_interval,
-            silence_timeout: self.config.silence_timeout,
+            silence_timeout: self.silence_timeout(),
         };
         self.link = Some(OpenLink {
             writer: Some(writer),
@@ -300,6 +306,18 @@ impl Connection {
             hearing,
             _reading: Task::spawn(reading.run()),
         });
+    }
+
+    /// Returns how long the peer may be silent. A loss has to be noticed while the session can still be resumed.
+    fn silence_timeout(&self) -> Duration {
+        let window = self.server.dialect.resume_window;
+        match window.filter(|_| self.lifecycle.can_resume()) {
+            Some(window) => {
+                let most = (window / 2).max(LEAST_SILENCE);
+                self.config.silence_timeout.min(most)
+            }
+            None => self.config.silence_timeout,
+        }
     }
 
     /// Tells everyone who wants to know of the state.

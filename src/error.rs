@@ -63,6 +63,8 @@ pub enum ConnectError {
         server: String,
         /// The HTTP status.
         status: u16,
+        /// How long the server asks to be left alone, if it said so with `Retry-After`.
+        retry_after: Option<Duration>,
     },
     /// What listens there does not speak WebSocket.
     #[error("{server} is not a WebSocket server: {problem}")]
@@ -89,6 +91,16 @@ pub enum ConnectError {
         code: ErrorCode,
         /// The server's words.
         message: String,
+    },
+    /// The server refused to resume the session, as it still holds the connection that was lost: it has not noticed that
+    /// the network has gone silent. The session is kept meanwhile. Only a first connect never ends so.
+    #[error(
+        "{server} did not resume the session: it is already attached to another connection, whose \
+         loss the server has not noticed yet"
+    )]
+    StillAttached {
+        /// The server, without credentials.
+        server: String,
     },
     /// The handshake was not over within [`Config::handshake_timeout`](crate::Config::handshake_timeout).
     #[error("{server} did not finish the handshake within {after:?}")]

@@ -77,12 +77,16 @@ impl Mux {
     /// [`HandshakeDisconnected`](ConnectError::HandshakeDisconnected).
     pub async fn connect_on(arbiter: &ArbiterHandle, config: Config) -> Result<Self, ConnectError> {
         let server = server_name(&config.url);
-        let (connected, mux) = oneshot::channel();
+        let (mut connected, mux) = oneshot::channel();
         // What dials stays on its thread, so that it is the arbiter itself that has to begin.
         arbiter.spawn_fn(move || {
             actix_rt::spawn(async move {
                 // If nobody waits for it any more, it is dropped here and so closed.
-                let _unwanted = connected.send(Mux::connect(config).await);
+                let mux = tokio::select! {
+                    mux = Mux::connect(config) => mux,
+                    () = connected.closed() => return,
+                };
+                let _unwanted = connected.send(mux);
             });
         });
         mux.await.unwrap_or_else(|_| {

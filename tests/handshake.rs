@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{cell::Cell, net::SocketAddr, rc::Rc, time::Duration};
 
 use actix_http::ws;
 use execmux::{Config, ConnectError, DisconnectReason, Mux, protocol::PathSpelling};
@@ -14,7 +14,11 @@ use support::{
     peer::{Peer, config, frame},
     soon,
 };
-use tokio::io::duplex;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, duplex},
+    net::TcpListener,
+    time::{Instant, pause},
+};
 
 async fn connect(url: String) -> Result<Mux, ConnectError> {
     soon(Mux::connect(Config::new(url))).await
@@ -94,6 +98,132 @@ async fn a_refused_upgrade_is_told_with_its_status() {
                 ConnectError::UpgradeRefused { status, .. } => assert_eq!(status, code),
                 other => panic!("{code}: {other:?}"),
             }
+        }
+    })
+    .await;
+}
+
+#[actix::test]
+async fn a_refused_upgrade_tells_how_long_to_wait() {
+    checked(async {
+        for (response, expected) in [
+            (
+                "HTTP/1.1 503 Service Unavailable\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n",
+                Some(7),
+            ),
+            (
+                "HTTP/1.1 429 Too Many Requests\r\nRetry-After: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n",
+                Some(0),
+            ),
+            ("HTTP/1.1 503 Service Unavailable\r\nretry-after: soon\r\n\r\n", None),
+            ("HTTP/1.1 502 Bad Gateway\r\n\r\n", None),
+        ] {
+            let error = connect(format!("WS://{}", respond_once(response).await))
+                .await
+                .unwrap_err();
+            match error {
+                ConnectError::UpgradeRefused { retry_after, .. } => {
+                    assert_eq!(retry_after, expected.map(Duration::from_secs), "{response}");
+                }
+                other => panic!("{response}: {other:?}"),
+            }
+        }
+    })
+    .await;
+}
+
+/// Answers one connection after the other, each with the next of these, and then no more.
+async fn respond(responses: &'static [&'static str]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    actix::spawn(async move {
+        for response in responses {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(socket.read_u8().await.unwrap());
+            }
+            socket.write_all(response.as_bytes()).await.unwrap();
+        }
+    });
+    address
+}
+
+#[actix::test]
+async fn a_first_connect_is_tried_again_where_that_is_asked_for() {
+    const BUSY: &str = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 0\r\n\r\n";
+    const AWAY: &str = "HTTP/1.1 502 Bad Gateway\r\n\r\n";
+    const MANY: &str = "HTTP/1.1 429 Too Many Requests\r\nretry-after: 0\r\n\r\n";
+    const LATE: &str = "HTTP/1.1 504 Gateway Timeout\r\n\r\n";
+    const WRONG: &str = "HTTP/1.1 401 Unauthorized\r\n\r\n";
+    checked(async {
+        for (connect_retry, expected) in [(Duration::ZERO, 503), (Duration::MAX, 401)] {
+            let address = respond(&[BUSY, AWAY, MANY, LATE, WRONG]).await;
+            let mut config = Config::new(format!("ws://{address}"));
+            config.connect_retry = connect_retry;
+            match soon(Mux::connect(config)).await.unwrap_err() {
+                ConnectError::UpgradeRefused { status, .. } => assert_eq!(status, expected),
+                other => panic!("{other:?}"),
+            }
+        }
+        // What is no exec-server will not be one.
+        let address = respond(&["SSH-2.0-OpenSSH_9.2\r\n"]).await;
+        let mut config = Config::new(format!("ws://{address}"));
+        config.connect_retry = Duration::MAX;
+        let error = soon(Mux::connect(config)).await.unwrap_err();
+        assert!(
+            matches!(error, ConnectError::NotWebSocket { .. }),
+            "{error:?}"
+        );
+    })
+    .await;
+}
+
+#[actix::test]
+async fn a_first_connect_is_tried_for_as_long_as_asked_for_and_not_longer() {
+    checked(async {
+        for (connect_retry, server_comes, expected) in
+            [(60, 20, Ok(20)), (60, 600, Err(60)), (0, 1, Err(0))]
+        {
+            pause();
+            let begun = Instant::now();
+            let mut config = config();
+            config.connect_retry = Duration::from_secs(connect_retry);
+            let dialled = Rc::new(Cell::new(0));
+            let count = dialled.clone();
+            let connected = Mux::connect_through(config, move || {
+                count.set(count.get() + 1);
+                let is_there = begun.elapsed() >= Duration::from_secs(server_comes);
+                let (client, server) = duplex(1 << 16);
+                if is_there {
+                    actix::spawn(async move {
+                        let mut peer = Peer::new(server);
+                        peer.shake_hands().await;
+                        peer.rest().await;
+                    });
+                }
+                async move {
+                    match is_there {
+                        true => Ok(client),
+                        false => Err(std::io::Error::other("nobody is there")),
+                    }
+                }
+            });
+            let connected = soon(connected).await;
+            let elapsed = begun.elapsed().as_secs();
+            match expected {
+                Ok(least) => assert!(connected.is_ok() && (least..least + 3).contains(&elapsed)),
+                Err(most) => {
+                    let error = connected.unwrap_err();
+                    assert!(
+                        matches!(error, ConnectError::Unreachable { .. }),
+                        "{error:?}"
+                    );
+                    assert!(elapsed <= most && elapsed + 3 > most, "{elapsed}");
+                    assert_eq!(dialled.get() == 1, connect_retry == 0);
+                }
+            }
+            tokio::time::resume();
         }
     })
     .await;

@@ -8,8 +8,8 @@ use std::{ops::RangeInclusive, pin::pin, time::Duration};
 use actix::{Actor, Addr, Context, Handler};
 use actix_http::ws;
 use execmux::{
-    Call, CallError, Config, DisconnectReason, FailureReason, LinkState, Mux, Overflow,
-    ResumeError, Session, SessionEvent, Shutdown, StartError, Started,
+    Call, CallError, Config, ConnectError, DisconnectReason, FailureReason, LinkState, Mux,
+    Overflow, ResumeError, Session, SessionEvent, Shutdown, StartError, Started,
     protocol::{StartProcess, WriteStatus, WriteStdin, Written},
 };
 use futures_util::poll;
@@ -246,6 +246,194 @@ async fn p6_a_session_that_is_still_attached_is_tried_again_until_it_is_free() {
         while mux.statistics().await.unwrap().resumes == 0 {
             tokio::task::yield_now().await;
         }
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p6_a_server_that_still_holds_the_lost_link_is_asked_for_minutes_and_subscribers_know_why()
+{
+    checked(async {
+        pause();
+        let (mux, peer, mut dials) = connect(config()).await;
+        let (session, recording) = Recorder::start_session();
+        mux.register("p", session).await.unwrap();
+        let (_watcher, mut states) = watch(&mux).await;
+        let begun = Instant::now();
+        drop(peer);
+        // Nearly five minutes, of a server whose window is 30 s.
+        while begun.elapsed() < Duration::from_secs(290) {
+            let mut peer = dials.next().await;
+            let initialize = peer.initialize_to_resume().await;
+            peer.reject(&initialize, -32010, "session 5e5510 is already attached")
+                .await;
+        }
+        let mut peer = dials.resume().await;
+        let mut attached = 0;
+        assert!(matches!(states.recv().await, Some(LinkState::Open)));
+        loop {
+            match soon(states.recv()).await.unwrap() {
+                LinkState::Recovering {
+                    attempts,
+                    lost: DisconnectReason::PeerClosed { .. },
+                    last_failure,
+                    ..
+                } => {
+                    assert_eq!(attempts, attached);
+                    match last_failure.as_deref() {
+                        None => assert_eq!(attempts, 0),
+                        Some(ConnectError::StillAttached { .. }) => {}
+                        Some(other) => panic!("{other:?}"),
+                    }
+                    attached += 1;
+                }
+                LinkState::Open => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(attached > 100, "{attached}");
+        let read = peer.expect("process/read").await;
+        let missed =
+            json!({"chunks": [], "nextSeq": 3, "exited": true, "exitCode": 3, "closed": true});
+        peer.answer(&read, missed).await;
+        assert_eq!(recording.record().await.exit_code(), 3);
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p6_a_server_that_never_lets_go_of_the_lost_link_is_given_up() {
+    checked(async {
+        for (attached_timeout, resume_timeout, expected) in [
+            (Duration::from_secs(100), Duration::MAX, 100),
+            (Duration::from_secs(50), Duration::MAX, 50),
+            // Never before the window is over.
+            (Duration::ZERO, Duration::MAX, 30),
+            (Duration::from_secs(300), Duration::from_secs(4), 4),
+        ] {
+            pause();
+            let mut config = config();
+            config.attached_timeout = attached_timeout;
+            config.resume_timeout = resume_timeout;
+            let (mux, peer, mut dials) = connect(config).await;
+            let (session, recording) = Recorder::start_session();
+            mux.register("p", session).await.unwrap();
+            let begun = Instant::now();
+            drop(peer);
+            actix::spawn(async move {
+                loop {
+                    let mut peer = dials.next().await;
+                    let initialize = peer.initialize_to_resume().await;
+                    peer.reject(&initialize, -32600, "session 5e5510 is already attached")
+                        .await;
+                }
+            });
+            let failed = recording.record().await.failed.unwrap();
+            match failed.reason {
+                FailureReason::Disconnected(DisconnectReason::NotResumed {
+                    why: ResumeError::WindowPassed { last, .. },
+                    ..
+                }) => assert!(matches!(*last, ConnectError::StillAttached { .. })),
+                other => panic!("{other:?}"),
+            }
+            let elapsed = begun.elapsed();
+            assert!(elapsed <= Duration::from_secs(expected), "{elapsed:?}");
+            assert!(elapsed > Duration::from_secs(expected - 1), "{elapsed:?}");
+            tokio::time::resume();
+        }
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p6_a_silent_link_is_lost_after_half_of_the_window_at_the_latest() {
+    let told = |window: u64| json!({"cwd": null, "sessionWindowMs": window});
+    let newest = json!({"cwd": null, "capabilities": {"fsWatchMissing": true}});
+    for (environment, silence, expected) in [
+        (json!({"cwd": null}), 15, 15_000),
+        (json!({"cwd": null}), 60, 15_000),
+        (newest, 60, 40_000),
+        (told(20_000), 15, 10_000),
+        (told(20_000), 3, 3_000),
+        (told(u64::MAX), 15, 15_000),
+        // However short the window is, there is time for an answer.
+        (told(1), 15, 1_000),
+    ] {
+        checked(async {
+            pause();
+            let mut config = config();
+            config.silence_timeout = Duration::from_secs(silence);
+            let initialized = json!({"sessionId": "5e5510", "environmentInfo": environment});
+            let (mux, mut peer, dials) = Peer::connect_resumable(config, initialized).await;
+            let (_watcher, mut states) = watch(&mux).await;
+            let begun = Instant::now();
+            assert!(matches!(states.recv().await, Some(LinkState::Open)));
+            assert_eq!(peer.frame().await, Some(ws::Frame::Ping("".into())));
+            match soon(states.recv()).await {
+                Some(LinkState::Recovering {
+                    lost: DisconnectReason::Silent { .. },
+                    ..
+                }) => {}
+                other => panic!("{other:?}"),
+            }
+            let elapsed = begun.elapsed().as_millis();
+            assert!(elapsed.abs_diff(expected) < 10, "{environment}: {elapsed}");
+            drop((mux, dials));
+            tokio::time::resume();
+        })
+        .await;
+    }
+}
+
+#[actix::test]
+async fn p6_a_server_before_0142_is_lost_after_half_of_its_ten_seconds() {
+    checked(async {
+        pause();
+        let initialized = json!({"sessionId": "5e5510"});
+        let (mux, mut peer, _dials) = Peer::connect_resumable(config(), initialized).await;
+        let (_watcher, mut states) = watch(&mux).await;
+        let begun = Instant::now();
+        assert!(matches!(states.recv().await, Some(LinkState::Open)));
+        assert_eq!(peer.frame().await, Some(ws::Frame::Ping("".into())));
+        assert!(matches!(
+            soon(states.recv()).await,
+            Some(LinkState::Recovering { .. })
+        ));
+        assert_eq!(begun.elapsed().as_secs(), 5);
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p6_a_client_whose_session_blocks_says_that_it_is_there_and_is_not_lost() {
+    checked(async {
+        pause();
+        let mut config = config();
+        config.ping_interval = Duration::from_secs(5);
+        let (mux, mut peer, _dials) = connect(config).await;
+        let (tap, mut held) = Tap::start_session();
+        let session = Session::from(tap.recipient());
+        let session = session.budget(100).overflow(Overflow::Block);
+        mux.register("p", session).await.unwrap();
+        for seq in 1..=3 {
+            peer.output("p", seq, "stdout", &"x".repeat(100)).await;
+        }
+        let kept = held.next().await.unwrap();
+        let begun = Instant::now();
+        // Nobody reads that.
+        peer.message(ws::Message::Ping("".into())).await;
+        for _ in 0..100 {
+            assert_eq!(peer.frame().await, Some(ws::Frame::Pong("".into())));
+        }
+        assert!(begun.elapsed() >= Duration::from_secs(99 * 5));
+        drop(kept);
+        for seq in 2..=3 {
+            match held.next().await.unwrap() {
+                SessionEvent::Output(output) => assert_eq!(output.seq, seq),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(mux.statistics().await.unwrap().resumes, 0);
     })
     .await;
 }
@@ -1007,7 +1195,7 @@ async fn p9_a_dead_network_is_not_taken_for_a_process_that_does_not_read() {
         // Says nothing more, not even to pings, until the client gives it up.
         let begun = Instant::now();
         while peer.frame().await.is_some() {}
-        assert!(begun.elapsed().as_secs() >= 60, "{:?}", begun.elapsed());
+        assert!(begun.elapsed().as_secs() >= 15, "{:?}", begun.elapsed());
         let mut peer = dials.resume().await;
         let again = peer.expect("process/write").await;
         assert_eq!(again.params["writeId"], "w");

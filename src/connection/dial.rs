@@ -1,12 +1,24 @@
 //! Dials: from a URL to an upgraded WebSocket. All that awc has to do with us is in this file.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    cell::Cell,
+    net::IpAddr,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
 
-use actix_service::ServiceExt as _;
+use actix_service::{Service, ServiceExt as _};
 use awc::{
-    BoxedSocket,
+    BoxedSocket, ConnectRequest, ConnectResponse,
     error::{SendRequestError, WsClientError},
-    http::{Uri, header::HeaderValue, uri::Authority},
+    http::{
+        Uri,
+        header::{HeaderMap, HeaderValue, HttpDate, RETRY_AFTER},
+        uri::Authority,
+    },
+    middleware::Transform,
 };
 use bytes::BytesMut;
 use log::{debug, warn};
@@ -41,8 +53,10 @@ pub(crate) async fn dial(config: &Config) -> Result<Dialled, ConnectError> {
     let connector = awc::Connector::new()
         .connector(tcp)
         .timeout(config.connect_timeout);
+    let retry_after = Rc::<Cell<_>>::default();
     let client = awc::Client::builder()
         .connector(connector)
+        .wrap(KeepRetryAfter(retry_after.clone()))
         .disable_timeout()
         .finish();
     let mut request = client.ws(target.uri);
@@ -58,7 +72,12 @@ pub(crate) async fn dial(config: &Config) -> Result<Dialled, ConnectError> {
                 read: parts.read_buf,
             })
         }
-        Ok(Err(error)) => Err(refused(error, server, config.connect_timeout)),
+        Ok(Err(error)) => Err(refused(
+            error,
+            server,
+            config.connect_timeout,
+            retry_after.get(),
+        )),
         Err(_) => Err(ConnectError::Timeout {
             server,
             after: config.connect_timeout,
@@ -79,7 +98,7 @@ fn name(uri: &Uri) -> String {
         .unwrap_or_default();
     format!(
         "{}://{}{port}{}",
-        uri.scheme_str().unwrap_or_default(),
+        uri.scheme_str().unwrap_or_default().to_ascii_lowercase(),
         uri.host().unwrap_or_default(),
         uri.path()
     )
@@ -101,7 +120,8 @@ impl Target {
         let invalid = |problem: String| ConnectError::InvalidUrl { problem };
         // The parser's error does not quote the URL, which may hold a password.
         let uri: Uri = url.parse().map_err(|error| invalid(format!("{error}")))?;
-        match uri.scheme_str() {
+        let scheme = uri.scheme_str().map(str::to_ascii_lowercase);
+        match scheme.as_deref() {
             Some("ws") => {}
             Some("wss") => {
                 return Err(invalid(
@@ -174,7 +194,12 @@ fn basic(user_info: &str) -> String {
 }
 
 /// Turns awc's error, which is not `Send`, into ours.
-fn refused(error: WsClientError, server: String, after: Duration) -> ConnectError {
+fn refused(
+    error: WsClientError,
+    server: String,
+    after: Duration,
+    retry_after: Option<Duration>,
+) -> ConnectError {
     use awc::error::ConnectError as Tcp;
 
     let problem = error.to_string();
@@ -182,6 +207,7 @@ fn refused(error: WsClientError, server: String, after: Duration) -> ConnectErro
         WsClientError::InvalidResponseStatus(status) => ConnectError::UpgradeRefused {
             server,
             status: status.as_u16(),
+            retry_after,
         },
         WsClientError::SendRequest(error) => match error {
             SendRequestError::Timeout | SendRequestError::Connect(Tcp::Timeout) => {
@@ -219,6 +245,65 @@ fn refused(error: WsClientError, server: String, after: Duration) -> ConnectErro
     }
 }
 
+/// Keeps how long a server that refuses asks to be left alone. The error of awc shows only the status.
+struct KeepRetryAfter(Rc<Cell<Option<Duration>>>);
+
+/// A connector with that around it.
+struct RetryAfterKept<S> {
+    inner: S,
+    retry_after: Rc<Cell<Option<Duration>>>,
+}
+
+impl<S> Transform<S, ConnectRequest> for KeepRetryAfter
+where
+    RetryAfterKept<S>: Service<ConnectRequest>,
+{
+    type Transform = RetryAfterKept<S>;
+
+    fn new_transform(self, inner: S) -> Self::Transform {
+        RetryAfterKept {
+            inner,
+            retry_after: self.0,
+        }
+    }
+}
+
+impl<S> Service<ConnectRequest> for RetryAfterKept<S>
+where
+    S: Service<ConnectRequest, Response = ConnectResponse, Error = SendRequestError>,
+    S::Future: 'static,
+{
+    type Response = ConnectResponse;
+    type Error = SendRequestError;
+    type Future = Pin<Box<dyn Future<Output = Result<ConnectResponse, SendRequestError>>>>;
+
+    fn poll_ready(&self, context: &mut Context<'_>) -> Poll<Result<(), SendRequestError>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&self, request: ConnectRequest) -> Self::Future {
+        let (answer, kept) = (self.inner.call(request), self.retry_after.clone());
+        Box::pin(async move {
+            let answer = answer.await?;
+            if let ConnectResponse::Tunnel(head, _) = &answer {
+                kept.set(retry_after(&head.headers, SystemTime::now()));
+            }
+            Ok(answer)
+        })
+    }
+}
+
+/// Returns how long a server asks to be left alone: it says so in seconds, or names a time.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let said = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = said.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = SystemTime::from(said.parse::<HttpDate>().ok()?);
+    // A time that has passed asks for no wait.
+    Some(until.duration_since(now).unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,6 +329,43 @@ mod tests {
                 .unwrap()
                 .is_loopback
         );
+    }
+
+    #[test]
+    fn a_scheme_may_be_written_in_any_case() {
+        for url in ["WS://me:p@127.0.0.1:1/x", "Ws://me:p@127.0.0.1:1/x"] {
+            let target = Target::parse(url).unwrap();
+            assert_eq!(target.uri.to_string(), "ws://127.0.0.1:1/x");
+            assert_eq!(target.server, "ws://127.0.0.1:1/x");
+            assert_eq!(server_name(url), "ws://127.0.0.1:1/x");
+        }
+        match Target::parse("WSS://h") {
+            Err(ConnectError::InvalidUrl { problem }) => assert!(problem.contains("TLS")),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_server_says_in_two_ways_when_to_come_back() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        for (said, expected) in [
+            ("120", Some(120)),
+            (" 0 ", Some(0)),
+            ("18446744073709551615", Some(u64::MAX)),
+            ("Sun, 06 Nov 1994 08:50:37 GMT", Some(60)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(0)),
+            ("Sat, 05 Nov 1994 08:49:37 GMT", Some(0)),
+            ("-1", None),
+            ("1.5", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(said));
+            let expected = expected.map(Duration::from_secs);
+            assert_eq!(retry_after(&headers, now), expected, "{said}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
     }
 
     #[test]

@@ -14,8 +14,8 @@ use super::{
 use crate::{
     error::{ConnectError, DisconnectReason, InvalidRequest},
     protocol::{
-        Capabilities, Dialect, EnvironmentInfo, FileContent, Generation, Interrupt, Method,
-        PathSpelling, ReadEnvironmentInfo, SessionId,
+        Capabilities, Dialect, EnvironmentInfo, ErrorCode, FileContent, Generation, Interrupt,
+        Method, PathSpelling, ReadEnvironmentInfo, SessionId,
         jsonrpc::{self, ErrorObject, Id, Incoming},
     },
 };
@@ -202,6 +202,13 @@ impl Exchange<'_> {
         let result = match self.exchange(INITIALIZE, "initialize", &request).await? {
             Ok(result) => result,
             Err(error) => {
+                // Old servers tell by their words only.
+                let is_attached = error.code == ErrorCode::SESSION_ATTACHED
+                    || error.message.contains("already attached");
+                if initialize.resume.is_some() && is_attached {
+                    let server = self.server.to_owned();
+                    return Err(ConnectError::StillAttached { server });
+                }
                 // Servers name the session, whose id is a secret.
                 let message = match initialize.resume {
                     Some(session) => error.message.replace(session.as_str(), "…"),

@@ -12,6 +12,7 @@ use std::{
 };
 
 use actix::{Recipient, WeakAddr, WeakRecipient};
+use bytes::Bytes;
 use log::debug;
 use serde_json::value::RawValue;
 use tokio::{
@@ -128,7 +129,7 @@ impl Reading {
                 has_read = false;
                 (last_read, pinged) = (self.hearing.note_read(), None);
             }
-            let delivered = self.deliver(&mut notifications).await;
+            let delivered = self.deliver(&mut notifications, heartbeat.as_mut()).await;
             if mem::take(&mut has_read) {
                 (last_read, pinged) = (self.hearing.note_read(), None);
             }
@@ -219,7 +220,13 @@ impl Reading {
     /// Hands the notifications to their receiver, and waits until it has taken them: it gives the memory back. Those
     /// whose calls were answered have their turn meanwhile, and what they call next is mostly on its way before more is
     /// read.
-    async fn deliver(&self, notifications: &mut Notifications) -> Result<(), DisconnectReason> {
+    ///
+    /// A receiver may take its time. The peer, which is not read meanwhile, gets pongs in place of answers to its pings.
+    async fn deliver(
+        &self,
+        notifications: &mut Notifications,
+        mut heartbeat: Pin<&mut Sleep>,
+    ) -> Result<(), DisconnectReason> {
         if notifications.is_empty() {
             self.calls.hand_over_postponed();
             if !self.hearing.is_over.get() {
@@ -236,7 +243,22 @@ impl Reading {
         self.calls.hand_over_postponed();
         if let Some(taken) = taken {
             self.hearing.is_delivering.set(true);
-            let taken = taken.await;
+            let mut taken = pin!(taken);
+            // The timer was set when something was last read, and may be due.
+            let mut has_waited = false;
+            let taken = loop {
+                select! {
+                    biased;
+                    taken = &mut taken => break taken,
+                    () = heartbeat.as_mut() => {
+                        if mem::replace(&mut has_waited, true) {
+                            self.answers.pong(Bytes::new());
+                        }
+                        let next = after(Instant::now(), self.ping_after());
+                        heartbeat.as_mut().reset(next);
+                    }
+                }
+            };
             self.hearing.is_delivering.set(false);
             *notifications = taken.map_err(|_| DisconnectReason::Closed)?;
         }

@@ -6,20 +6,14 @@ use std::{mem, sync::Arc, time::Duration};
 use actix::Message;
 use tokio::time::Instant;
 
-use super::pending::after;
-use crate::{
-    error::{ConnectError, DisconnectReason, ResumeError},
-    protocol::ErrorCode,
+use super::{
+    pending::after,
+    retry::{Jitter, resume_again},
 };
-
-/// How long to wait before the second attempt; the first is made at once. Doubled with each.
-const FIRST_DELAY: Duration = Duration::from_millis(50);
+use crate::error::{ConnectError, DisconnectReason, ResumeError};
 
 /// How long before the end the last attempt is made.
 const LAST_ATTEMPT: Duration = Duration::from_millis(500);
-
-/// The longest wait between two attempts.
-const MAX_DELAY: Duration = Duration::from_secs(2);
 
 /// The state of a connection, as [`Subscribe`](crate::Subscribe)d actors are told of it.
 ///
@@ -36,6 +30,11 @@ pub enum LinkState {
         since: std::time::Instant,
         /// How many attempts have failed.
         attempts: u32,
+        /// How the connection was lost.
+        lost: DisconnectReason,
+        /// How the last attempt has failed, if one has.
+        /// [`StillAttached`](ConnectError::StillAttached) says that the server does not know of the loss yet.
+        last_failure: Option<Arc<ConnectError>>,
     },
     /// The connection is gone for good, and this is why. Nothing follows.
     Closed(DisconnectReason),
@@ -60,8 +59,10 @@ pub(crate) enum Next {
 #[derive(Debug)]
 pub(crate) struct Lifecycle {
     phase: Phase,
-    /// How long the connection may be resumed after it was lost, if at all.
+    /// How long the connection may be resumed after the server has noticed that it was lost, if at all.
     window: Option<Duration>,
+    /// How long to try at most while the server has not noticed.
+    longest: Duration,
     jitter: Jitter,
     /// How many links in a row were lost before they brought anything.
     useless_links: u32,
@@ -83,14 +84,17 @@ struct Recovering {
     since: Instant,
     until: Instant,
     attempts: u32,
+    last_failure: Option<Arc<ConnectError>>,
 }
 
 impl Lifecycle {
-    /// Begins with connecting. `seed` decides on the waits between attempts.
-    pub(crate) fn new(window: Option<Duration>, seed: u64) -> Self {
+    /// Begins with connecting. A lost link is resumed within `window` from when the server has noticed, and within
+    /// `longest` from the loss while it has not. `seed` decides on the waits between attempts.
+    pub(crate) fn new(window: Option<Duration>, longest: Duration, seed: u64) -> Self {
         Lifecycle {
             phase: Phase::Connecting,
             window,
+            longest,
             jitter: Jitter(seed),
             useless_links: 0,
         }
@@ -120,6 +124,7 @@ impl Lifecycle {
                     since: now,
                     until,
                     attempts: 0,
+                    last_failure: None,
                 });
                 if was_useful {
                     self.useless_links = 0;
@@ -141,21 +146,30 @@ impl Lifecycle {
         let Phase::Recovering(recovering) = &mut self.phase else {
             return Next::Nothing;
         };
+        let error = Arc::new(error);
         recovering.attempts += 1;
+        recovering.last_failure = Some(error.clone());
         let attempts = recovering.attempts;
-        let verdict = verdict(error);
-        let why = match verdict {
-            Ok(error) => {
+        let why = match resume_again(&error) {
+            Ok(again) => {
+                if let (true, Some(window)) = (again.is_attached, self.window) {
+                    // The server's window begins when it notices the loss.
+                    let longest = after(recovering.since, self.longest);
+                    let until = after(now, window).min(longest);
+                    recovering.until = recovering.until.max(until);
+                }
                 let until = recovering.until;
                 let last = until.checked_sub(LAST_ATTEMPT).unwrap_or(now);
                 if now < last {
-                    let at = last.min(now + self.jitter.delay(attempts));
+                    // Rather asked too early than never.
+                    let wait = again.wait.saturating_add(self.jitter.delay(attempts));
+                    let at = last.min(after(now, wait));
                     return Next::Dial { at, until };
                 }
                 ResumeError::WindowPassed {
                     after: now - recovering.since,
                     attempts,
-                    last: Arc::new(error),
+                    last: error,
                 }
             }
             Err(why) => why,
@@ -214,6 +228,8 @@ impl Lifecycle {
             Phase::Recovering(recovering) => LinkState::Recovering {
                 since: recovering.since.into_std(),
                 attempts: recovering.attempts,
+                lost: recovering.lost.clone(),
+                last_failure: recovering.last_failure.clone(),
             },
             Phase::Closed(reason) => LinkState::Closed(reason.clone()),
         }
@@ -234,64 +250,19 @@ fn is_resumable(reason: &DisconnectReason) -> bool {
     )
 }
 
-/// Returns the error of an attempt after which another may succeed, or why none will.
-fn verdict(error: ConnectError) -> Result<ConnectError, ResumeError> {
-    match &error {
-        // Old servers tell by their words only.
-        ConnectError::HandshakeRejected { code, message, .. } => {
-            if *code == ErrorCode::SESSION_ATTACHED || message.contains("already attached") {
-                Ok(error)
-            } else if message.contains("unknown session") {
-                Err(ResumeError::SessionUnknown)
-            } else {
-                Err(ResumeError::Refused(Arc::new(error)))
-            }
-        }
-        // What proxies say while a server is away, and what may change by waiting.
-        ConnectError::UpgradeRefused {
-            status: 408 | 425 | 429 | 500..,
-            ..
-        }
-        | ConnectError::Timeout { .. }
-        | ConnectError::Unreachable { .. }
-        | ConnectError::NotWebSocket { .. }
-        | ConnectError::HandshakeTimeout { .. }
-        | ConnectError::HandshakeDisconnected { .. } => Ok(error),
-        ConnectError::UpgradeRefused { .. }
-        | ConnectError::InvalidUrl { .. }
-        | ConnectError::PlaintextCredentials { .. }
-        | ConnectError::InvalidCredentials { .. }
-        | ConnectError::NotExecServer { .. } => Err(ResumeError::Refused(Arc::new(error))),
-    }
-}
-
-/// Keeps many clients from coming back at the same moment. splitmix64, which is enough for that.
-#[derive(Debug)]
-struct Jitter(u64);
-
-impl Jitter {
-    /// The wait before the attempt that follows so many failed ones: between half and all of a delay
-    /// that doubles.
-    fn delay(&mut self, attempts: u32) -> Duration {
-        let doubled = FIRST_DELAY.saturating_mul(1 << (attempts - 1).min(16));
-        let half = doubled.min(MAX_DELAY) / 2;
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        let fraction = ((z ^ (z >> 31)) >> 40) as f64 / f64::from(1 << 24);
-        half + half.mul_f64(fraction)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        connection::retry::{FIRST_DELAY, MAX_DELAY},
+        protocol::ErrorCode,
+    };
 
     const WINDOW: Duration = Duration::from_secs(30);
+    const LONGEST: Duration = Duration::from_secs(300);
 
     fn open(window: Option<Duration>) -> Lifecycle {
-        let mut lifecycle = Lifecycle::new(window, 1);
+        let mut lifecycle = Lifecycle::new(window, LONGEST, 1);
         assert!(lifecycle.opened());
         lifecycle
     }
@@ -329,7 +300,12 @@ mod tests {
         let (mut lifecycle, now) = recovering();
         assert!(!lifecycle.is_open() && lifecycle.refusal().is_none());
         match lifecycle.link_state() {
-            LinkState::Recovering { since, attempts: 0 } => assert_eq!(since, now.into_std()),
+            LinkState::Recovering {
+                since,
+                attempts: 0,
+                lost: DisconnectReason::PeerClosed { .. },
+                last_failure: None,
+            } => assert_eq!(since, now.into_std()),
             other => panic!("{other:?}"),
         }
         assert!(
@@ -418,20 +394,105 @@ mod tests {
         assert!(wait(false) <= FIRST_DELAY);
     }
 
+    fn attached() -> ConnectError {
+        ConnectError::StillAttached { server: "s".into() }
+    }
+
     #[test]
-    fn p6_a_session_that_is_still_attached_is_tried_again() {
-        for attached in [
-            rejected(ErrorCode::SESSION_ATTACHED, "whatever"),
-            rejected(
-                ErrorCode::INVALID_REQUEST,
-                "session s is already attached to another connection",
-            ),
-        ] {
-            let (mut lifecycle, now) = recovering();
-            assert!(matches!(
-                lifecycle.attempt_failed(attached, now),
-                Next::Dial { .. }
-            ));
+    fn p6_a_session_that_is_still_attached_is_tried_for_longer_than_the_window() {
+        let (mut lifecycle, begun) = recovering();
+        let mut now = begun;
+        let (after, attempts) = loop {
+            match lifecycle.attempt_failed(attached(), now) {
+                Next::Dial { at, until } => {
+                    assert!(at > now && at - now <= MAX_DELAY, "{:?}", at - now);
+                    assert_eq!(until, (now + WINDOW).min(begun + LONGEST));
+                    now = at;
+                }
+                Next::Close(DisconnectReason::NotResumed {
+                    why:
+                        ResumeError::WindowPassed {
+                            after,
+                            attempts,
+                            last,
+                        },
+                    ..
+                }) => {
+                    assert!(matches!(*last, ConnectError::StillAttached { .. }));
+                    break (after, attempts);
+                }
+                other => panic!("{other:?}"),
+            }
+            match lifecycle.link_state() {
+                LinkState::Recovering {
+                    last_failure: Some(why),
+                    ..
+                } => assert!(matches!(*why, ConnectError::StillAttached { .. })),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(after, LONGEST - LAST_ATTEMPT);
+        assert!(attempts > 150, "{attempts}");
+    }
+
+    #[test]
+    fn p6_the_window_begins_when_the_server_has_noticed_the_loss() {
+        let (mut lifecycle, begun) = recovering();
+        let noticed = begun + Duration::from_secs(100);
+        let mut now = begun;
+        let after = loop {
+            let error = match now < noticed {
+                true => attached(),
+                false => unreachable(),
+            };
+            match lifecycle.attempt_failed(error, now) {
+                Next::Dial { at, .. } => now = at,
+                Next::Close(DisconnectReason::NotResumed {
+                    why: ResumeError::WindowPassed { after, .. },
+                    ..
+                }) => break after,
+                other => panic!("{other:?}"),
+            }
+        };
+        let latest = noticed + WINDOW - begun;
+        assert!(
+            after <= latest && after > latest - 2 * MAX_DELAY,
+            "{after:?}"
+        );
+    }
+
+    #[test]
+    fn p6_the_window_is_not_shortened_by_a_server_that_has_not_noticed_the_loss() {
+        let mut lifecycle = Lifecycle::new(Some(WINDOW), Duration::ZERO, 1);
+        let now = Instant::now();
+        assert!(lifecycle.opened());
+        assert!(matches!(
+            lifecycle.lost(cut(), true, now),
+            Next::Dial { .. }
+        ));
+        match lifecycle.attempt_failed(attached(), now) {
+            Next::Dial { until, .. } => assert_eq!(until, now + WINDOW),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn p6_a_busy_server_is_left_alone_but_asked_before_the_window_is_over() {
+        let busy = |seconds| ConnectError::UpgradeRefused {
+            server: "s".into(),
+            status: 503,
+            retry_after: Some(Duration::from_secs(seconds)),
+        };
+        let (mut lifecycle, now) = recovering();
+        let at = match lifecycle.attempt_failed(busy(10), now) {
+            Next::Dial { at, .. } => at,
+            other => panic!("{other:?}"),
+        };
+        let asked = Duration::from_secs(10);
+        assert!(at - now >= asked && at - now <= asked + MAX_DELAY);
+        match lifecycle.attempt_failed(busy(u64::MAX), at) {
+            Next::Dial { at, until } => assert_eq!(at, until - LAST_ATTEMPT),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -453,6 +514,7 @@ mod tests {
         let status = |status| ConnectError::UpgradeRefused {
             server: "s".into(),
             status,
+            retry_after: None,
         };
         for error in [
             status(401),

@@ -4,11 +4,13 @@ use std::{io, pin::Pin};
 
 use bytes::BytesMut;
 use log::debug;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
     dial::{Dialled, dial, server_name},
     handshake::{ServerInfo, handshake, resume},
+    pending::after,
+    retry::{Jitter, connect_again},
     socket::{self, MessageReader, MessageWriter},
 };
 use crate::{config::Config, error::ConnectError, protocol::SessionId};
@@ -67,9 +69,28 @@ impl FirstLink {
         &self.server
     }
 
-    /// Dials, and shakes hands.
+    /// Dials, again and again if that is asked for, and shakes hands.
     pub(crate) async fn dial(mut dialler: Dialler, config: &Config) -> Result<Self, ConnectError> {
-        let dialled = dialler.dial(config).await?;
+        let give_up = after(Instant::now(), config.connect_retry);
+        let mut jitter = Jitter(config.jitter_seed);
+        let mut attempts = 0;
+        let dialled = loop {
+            let error = match dialler.dial(config).await {
+                Ok(dialled) => break dialled,
+                Err(error) => error,
+            };
+            attempts += 1;
+            let Some(wait) = connect_again(&error) else {
+                return Err(error);
+            };
+            let wait = wait.saturating_add(jitter.delay(attempts));
+            let at = after(Instant::now(), wait);
+            if at >= give_up {
+                return Err(error);
+            }
+            debug!(error:%, attempts; "not connected yet");
+            sleep_until(at).await;
+        };
         FirstLink::open(dialled, Some(dialler), config).await
     }
 

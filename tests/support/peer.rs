@@ -1,5 +1,7 @@
 //! A scripted server: the test says, frame by frame, what it does.
 
+use std::time::Duration;
+
 use actix_codec::{Decoder as _, Encoder as _};
 use actix_http::ws;
 use bytes::BytesMut;
@@ -25,9 +27,12 @@ pub struct Request {
     pub params: Value,
 }
 
-/// A config for tests without a socket.
+/// A config for tests without a socket. Peers that say nothing for a while are let be.
 pub fn config() -> Config {
-    Config::new("ws://peer.test")
+    let mut config = Config::new("ws://peer.test");
+    config.ping_interval = Duration::from_secs(30);
+    config.silence_timeout = Duration::from_secs(60);
+    config
 }
 
 /// A message as a server frames it.
