@@ -38,6 +38,11 @@ pub struct Config {
     /// How many calls may wait for an answer; those beyond it are refused with
     /// [`Overloaded`](crate::CallError::Overloaded). 4,096 by default.
     pub max_calls_in_flight: usize,
+    /// How many starts of processes may wait for an answer; those beyond it wait until it is their turn, in the order in
+    /// which they were made. Releases leave some of many that come at once without an answer. A start that the server has
+    /// not answered in 30 s gives up its place, though not its answer, so that others are not blocked for ever. One is
+    /// always allowed. 32 by default.
+    pub max_starts_in_flight: usize,
     /// How many bytes of requests may wait for the socket; calls beyond it are refused with
     /// [`Overloaded`](crate::CallError::Overloaded). A single request may exceed it when nothing else
     /// waits. 64 MiB by default.
@@ -110,6 +115,7 @@ impl Config {
             handshake_timeout: Duration::from_secs(10),
             call_timeout: Duration::from_secs(30),
             max_calls_in_flight: 4096,
+            max_starts_in_flight: 32,
             max_queued_bytes: 64 << 20,
             max_message_size: 1 << 30,
             ping_interval: Duration::from_secs(5),

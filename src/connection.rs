@@ -251,7 +251,8 @@ impl Connection {
         let window = server.dialect.resume_window.filter(|_| resume.is_some());
         let window = window.map(|window| window.min(config.resume_timeout));
         let longest = config.attached_timeout.min(config.resume_timeout);
-        let queue = Queue::new(config.max_queued_bytes, config.max_queued_stdin_bytes);
+        let queue = Queue::new(config.max_queued_bytes, config.max_queued_stdin_bytes)
+            .max_starts(config.max_starts_in_flight);
         let outgoing = Outgoing::new(queue);
         let pending = Pending::after(handshake::LAST_ID);
         Connection::create(|context| {

@@ -141,6 +141,10 @@ pub enum Lane<'a> {
     /// several might be carried out in any order, and many that the process does not read would block
     /// the connection.
     Stdin(&'a ProcessId),
+    /// In the order of the calls, but only so many unanswered at a time
+    /// ([`Config::max_starts_in_flight`](crate::Config::max_starts_in_flight)). What is asked of a process before its
+    /// start is answered may overtake the start.
+    Start,
 }
 
 /// The response of methods that answer with an empty object.

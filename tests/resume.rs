@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::{ops::RangeInclusive, pin::pin, time::Duration};
+use std::{collections::VecDeque, ops::RangeInclusive, pin::pin, time::Duration};
 
 use actix::{Actor, Addr, Context, Handler};
 use actix_http::ws;
@@ -1225,6 +1225,117 @@ async fn p8_a_write_whose_caller_has_gone_does_not_hold_up_the_next_ones() {
         assert_eq!(write.params["chunk"], "eQ==");
         peer.answer(&write, json!({"status": "accepted"})).await;
         assert_eq!(second.await.unwrap().unwrap().status, WriteStatus::Accepted);
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p9_no_more_than_32_starts_are_unanswered_over_cuts_too() {
+    checked(async {
+        let (mux, mut peer, mut dials) = connect(config()).await;
+        let mut starts = Vec::new();
+        let mut recordings = Vec::new();
+        for n in 0..200 {
+            let (session, recording) = Recorder::start_session();
+            recordings.push(recording);
+            starts.push(call(&mux, async move |mux| {
+                let process = StartProcess::new(format!("p{n}"), ["true"], "/");
+                mux.start(process, session).await
+            }));
+        }
+        let mut unanswered = VecDeque::new();
+        for _ in 0..32 {
+            unanswered.push_back(peer.expect("process/start").await);
+        }
+        // What is asked otherwise does not wait for a start, and no 33rd comes before it.
+        let terminate = call(&mux, async |mux| mux.terminate("other").await);
+        let request = peer.expect("process/terminate").await;
+        peer.answer(&request, json!({"running": false})).await;
+        terminate.await.unwrap().unwrap();
+        let status = call(&mux, async |mux| mux.environment_info().await.map(drop));
+        let request = peer.expect("environment/info").await;
+        peer.answer(&request, json!({})).await;
+        status.await.unwrap().unwrap();
+
+        for answered in 0..200 {
+            if answered == 100 {
+                // The same are asked for again, and are as many.
+                drop(peer);
+                peer = dials.resume().await;
+                let mut again = VecDeque::new();
+                while again.len() < 32 {
+                    let request = peer.request().await;
+                    match request.method.as_str() {
+                        "process/start" => again.push_back(request),
+                        "process/read" => peer.answer(&request, nothing_new(1)).await,
+                        other => panic!("{other}"),
+                    }
+                }
+                let ids = |requests: &VecDeque<Request>| -> Vec<_> {
+                    requests.iter().map(|request| request.id).collect()
+                };
+                assert_eq!(ids(&again), ids(&unanswered));
+                unanswered = again;
+            }
+            let request = unanswered.pop_front().unwrap();
+            let id = request.params["processId"].as_str().unwrap().to_owned();
+            peer.answer(&request, json!({"processId": id})).await;
+            if answered + 32 < 200 {
+                loop {
+                    let request = peer.request().await;
+                    match request.method.as_str() {
+                        "process/start" => break unanswered.push_back(request),
+                        "process/read" => peer.answer(&request, nothing_new(1)).await,
+                        other => panic!("{other}"),
+                    }
+                }
+            }
+        }
+        for start in starts {
+            soon(start).await.unwrap().unwrap();
+        }
+        drop((mux, recordings));
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p7_a_server_that_answers_no_start_still_gets_later_ones() {
+    checked(async {
+        pause();
+        let mut config = config();
+        config.max_starts_in_flight = 2;
+        config.ping_interval = Duration::MAX;
+        config.silence_timeout = Duration::MAX;
+        let (mux, mut peer) = Peer::connect(config).await;
+        let begun = Instant::now();
+        let start = async |mux: Mux, id: &'static str, seconds: u64| {
+            let process = StartProcess::new(id, ["true"], "/");
+            let start = Call::new(process).timeout(Duration::from_secs(seconds));
+            mux.call(start).await
+        };
+        // They are told soon that there is no answer, but the server may still be at them.
+        let first = call(&mux, async move |mux| start(mux, "a", 5).await);
+        let second = call(&mux, async move |mux| start(mux, "b", 5).await);
+        for id in ["a", "b"] {
+            assert_eq!(peer.expect("process/start").await.params["processId"], id);
+        }
+        let given_up = call(&mux, async move |mux| start(mux, "c", 1).await);
+        let dropped = call(&mux, async move |mux| start(mux, "d", 100).await);
+        let third = call(&mux, async move |mux| start(mux, "e", 100).await);
+        for unanswered in [first, second, given_up] {
+            assert!(matches!(
+                soon(unanswered).await.unwrap(),
+                Err(CallError::DeadlineExceeded { .. })
+            ));
+        }
+        dropped.abort();
+        let request = peer.expect("process/start").await;
+        assert_eq!(request.params["processId"], "e");
+        let elapsed = begun.elapsed().as_secs();
+        assert!((30..33).contains(&elapsed), "{elapsed}");
+        peer.answer(&request, json!({"processId": "e"})).await;
+        soon(third).await.unwrap().unwrap();
     })
     .await;
 }

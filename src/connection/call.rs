@@ -36,7 +36,8 @@ use crate::{
 /// # Cancel safety
 ///
 /// A call that is dropped before the connection has handled it is not sent. After that the server
-/// carries it out, and its answer is ignored.
+/// carries it out, and its answer is ignored; but a start that still waits for its turn
+/// ([`Config::max_starts_in_flight`](crate::Config::max_starts_in_flight)) is mostly not sent.
 #[derive(Debug, Clone)]
 pub struct Call<M> {
     pub(super) method: M,

@@ -142,9 +142,17 @@ impl Pending {
         None
     }
 
-    /// Removes the calls that nobody waits for any more.
-    pub(crate) fn remove_abandoned(&mut self) {
-        self.entries.retain(|_, entry| !entry.slot.is_abandoned());
+    /// Removes the calls that nobody waits for any more, and returns their ids.
+    pub(crate) fn remove_abandoned(&mut self) -> Vec<RequestId> {
+        let mut abandoned = Vec::new();
+        self.entries.retain(|id, entry| {
+            let is_abandoned = entry.slot.is_abandoned();
+            if is_abandoned {
+                abandoned.push(*id);
+            }
+            !is_abandoned
+        });
+        abandoned
     }
 
     /// Takes out all calls, in the order in which they were made.
@@ -217,6 +225,7 @@ mod tests {
     use std::{cell::RefCell, rc::Rc};
 
     use super::*;
+    use crate::connection::queue::Turn;
 
     #[derive(Default)]
     struct Log {
@@ -302,10 +311,10 @@ mod tests {
     #[test]
     fn p7_abandoned_entries_are_removed_and_others_stay() {
         let (now, mut pending) = (Instant::now(), Pending::default());
-        let (_, gone) = enter(&mut pending, now, 1);
+        let (gone_id, gone) = enter(&mut pending, now, 1);
         let (id, _log) = enter(&mut pending, now, 1);
         gone.borrow_mut().abandoned = true;
-        pending.remove_abandoned();
+        assert_eq!(pending.remove_abandoned(), [gone_id]);
         assert_eq!(pending.len(), 1);
         assert!(pending.take(id).is_some());
         assert!(gone.borrow().outcomes.is_empty());
@@ -331,7 +340,7 @@ mod tests {
         pending.entries.get_mut(&again).unwrap().repeat = Some(Request {
             id: again,
             json: "again".into(),
-            is_control: false,
+            turn: Turn::Ordinary,
         });
         let (lost, repeat) = pending.resolve_lost(&DisconnectReason::CutOff, |id| id == unsent);
         assert_eq!(

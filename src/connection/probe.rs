@@ -8,7 +8,7 @@ use tokio::time::{Duration, Instant};
 use super::{
     ABANDONED_CHECK, Connection,
     pending::{Entry, ReplySlot, after},
-    queue::Request,
+    queue::{Request, Turn},
 };
 use crate::{
     error::{CallError, DisconnectReason},
@@ -164,7 +164,7 @@ impl Connection {
         self.outgoing.queue().push_probe(Request {
             id,
             json: json.into(),
-            is_control: false,
+            turn: Turn::Ordinary,
         });
         self.probed = Some(Inquiry::new(now));
         let timeout = self.config.probe_timeout;

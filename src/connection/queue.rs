@@ -3,7 +3,9 @@
 //! Control requests go before all others; what is consumed is told in turns with those. Of the writes to the
 //! stdin of one process one is under way at a time; the others wait here. A process that does not read its
 //! stdin is marked as *stuck*: the server would not answer any request of the connection before its writes are
-//! taken.
+//! taken. Of the starts of processes, a bounded number is unanswered at a time; the others wait here, too.
+
+mod starts;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -15,6 +17,7 @@ use bytes::Bytes;
 use foldhash::fast::RandomState;
 use tokio::time::{Duration, Instant};
 
+use self::starts::Starts;
 use super::pending::{RequestId, after};
 use crate::protocol::{Lane, ProcessId};
 
@@ -30,7 +33,28 @@ const MAX_SENT: usize = 16_384;
 pub(crate) struct Request {
     pub(crate) id: RequestId,
     pub(crate) json: Bytes,
-    pub(crate) is_control: bool,
+    pub(crate) turn: Turn,
+}
+
+/// When a request is written that is made again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Before all others.
+    Control,
+    /// In the order of the calls.
+    Ordinary,
+    /// In the order of the calls, when there is a place for it among the unanswered starts.
+    Start,
+}
+
+impl From<Lane<'_>> for Turn {
+    fn from(lane: Lane<'_>) -> Self {
+        match lane {
+            Lane::Control => Turn::Control,
+            Lane::Ordinary | Lane::Stdin(_) => Turn::Ordinary,
+            Lane::Start => Turn::Start,
+        }
+    }
 }
 
 impl Request {
@@ -61,6 +85,7 @@ pub(crate) struct Queue {
     control: VecDeque<Request>,
     ordinary: VecDeque<Request>,
     stdins: HashMap<ProcessId, Stdin>,
+    starts: Starts,
     /// The write of each process that is under way.
     writing: HashMap<RequestId, ProcessId, RandomState>,
     /// Ordinary requests in the order in which they were written, from the first that is not answered.
@@ -71,8 +96,8 @@ pub(crate) struct Queue {
     flushing: usize,
     /// When the socket has last taken something.
     flowed: Option<Instant>,
-    /// The writes to processes among those.
-    flushing_writes: Vec<RequestId>,
+    /// The writes to processes and the starts among those.
+    flushing_timed: Vec<RequestId>,
     max_bytes: usize,
     max_stdin_bytes: usize,
 }
@@ -109,15 +134,22 @@ impl Queue {
             control: VecDeque::new(),
             ordinary: VecDeque::new(),
             stdins: HashMap::new(),
+            starts: Starts::default(),
             writing: HashMap::default(),
             sent: VecDeque::new(),
             bytes: 0,
             flushing: 0,
             flowed: None,
-            flushing_writes: Vec::new(),
+            flushing_timed: Vec::new(),
             max_bytes,
             max_stdin_bytes,
         }
+    }
+
+    /// Lets so many starts be unanswered at a time.
+    pub(crate) fn max_starts(mut self, max: usize) -> Self {
+        self.starts = Starts::at_most(max);
+        self
     }
 
     /// Bytes of requests that are not written yet.
@@ -128,7 +160,8 @@ impl Queue {
     /// Notes that the socket has what was taken out.
     pub(crate) fn flushed(&mut self, now: Instant) {
         self.flushing = 0;
-        for id in mem::take(&mut self.flushing_writes) {
+        for id in mem::take(&mut self.flushing_timed) {
+            self.starts.written(id, now);
             if let Some(under_way) = self.under_way(id) {
                 under_way.since = Some(now);
             }
@@ -149,7 +182,7 @@ impl Queue {
     /// go before all that wait; they are in order.
     pub(crate) fn link_lost(&mut self, again: Vec<Request>) {
         self.flushing = 0;
-        self.flushing_writes.clear();
+        self.flushing_timed.clear();
         self.sent.clear();
         let waiting: HashSet<_> = self.ids();
         let repeated: HashSet<_> = again.iter().map(|request| request.id).collect();
@@ -159,21 +192,29 @@ impl Queue {
             .copied()
             .filter(|id| !waiting.contains(id) && !repeated.contains(id))
             .collect();
+        let starts = again.iter().filter(|request| request.turn == Turn::Start);
+        self.starts
+            .link_lost(|id| waiting.contains(&id), starts.cloned());
         for request in again.into_iter().rev() {
             self.bytes += request.cost();
             if let Some(under_way) = self.under_way(request.id) {
                 under_way.since = None;
             }
-            if request.is_control {
-                self.control.push_front(request);
-            } else {
-                self.ordinary.push_front(request);
+            match request.turn {
+                Turn::Control => self.control.push_front(request),
+                Turn::Ordinary => self.ordinary.push_front(request),
+                Turn::Start if self.starts.has_place(request.id) => {
+                    self.ordinary.push_front(request);
+                }
+                // It waits for a place already.
+                Turn::Start => {}
             }
         }
         // Nobody waits for their answers any more, but other writes wait for their end.
         for id in lost {
             self.ended(id);
         }
+        self.let_starts_go();
     }
 
     /// Returns whether a request of this lane may wait, before it is made.
@@ -183,7 +224,7 @@ impl Queue {
                 Some(stdin) if stdin.is_stuck => Err(Refused::Stuck(process_id.clone())),
                 _ => Ok(()),
             },
-            Lane::Ordinary | Lane::Control => Ok(()),
+            Lane::Ordinary | Lane::Control | Lane::Start => Ok(()),
         }
     }
 
@@ -197,6 +238,8 @@ impl Queue {
         match lane {
             Lane::Control => self.control.push_back(request),
             Lane::Ordinary => self.ordinary.push_back(request),
+            Lane::Start if self.starts.begin(request.id) => self.ordinary.push_back(request),
+            Lane::Start => self.starts.wait(request),
             Lane::Stdin(process_id) => {
                 if self.begin_write(process_id, request.id) {
                     self.ordinary.push_back(request);
@@ -222,6 +265,12 @@ impl Queue {
         match lane {
             Lane::Control => {}
             Lane::Ordinary => self.note_sent(id),
+            Lane::Start => {
+                if !self.starts.begin(id) {
+                    return false;
+                }
+                self.note_sent(id);
+            }
             Lane::Stdin(process_id) => {
                 if !self.begin_write(process_id, id) {
                     return false;
@@ -256,8 +305,8 @@ impl Queue {
             id,
             is_answered: false,
         });
-        if self.writing.contains_key(&id) {
-            self.flushing_writes.push(id);
+        if self.writing.contains_key(&id) || self.starts.has_place(id) {
+            self.flushing_timed.push(id);
         }
     }
 
@@ -302,8 +351,8 @@ impl Queue {
         Some(request)
     }
 
-    /// Notes that a request is answered. Returns whether the next write of its process may go because of
-    /// that.
+    /// Notes that a request is answered. Returns whether the next write of its process, or another start, may go
+    /// because of that.
     pub(crate) fn answered(&mut self, id: RequestId) -> bool {
         // Most servers answer in order.
         if let Some(sent) = self.sent.iter_mut().find(|sent| sent.id == id) {
@@ -315,8 +364,33 @@ impl Queue {
         self.ended(id)
     }
 
-    /// Lets the next write of a process go, if this one was under way.
+    /// Lets the starts go for which there are places. Returns whether there were any.
+    fn let_starts_go(&mut self) -> bool {
+        let waited = self.ordinary.len();
+        while let Some(request) = self.starts.next() {
+            self.ordinary.push_back(request);
+        }
+        self.ordinary.len() > waited
+    }
+
+    /// Lets starts go in place of those that are unanswered for too long. Returns whether there were any.
+    pub(crate) fn expire_starts(&mut self, now: Instant) -> bool {
+        self.starts.expire(now);
+        self.let_starts_go()
+    }
+
+    /// Takes out a start that waits for its turn, and that nobody wants any more.
+    pub(crate) fn remove_start(&mut self, id: RequestId) {
+        if let Some(request) = self.starts.remove(id) {
+            self.bytes -= request.cost();
+        }
+    }
+
+    /// Lets the next write of a process go, or another start, if this one was under way.
     fn ended(&mut self, id: RequestId) -> bool {
+        if self.starts.ended(id) {
+            return self.let_starts_go();
+        }
         let Some(process_id) = self.writing.remove(&id) else {
             return false;
         };
@@ -351,6 +425,7 @@ impl Queue {
         };
         let request = take(&mut self.control)
             .or_else(|| take(&mut self.ordinary))
+            .or_else(|| self.starts.remove(id))
             .or_else(|| {
                 self.stdins.values_mut().find_map(|stdin| {
                     let request = take(&mut stdin.waiting)?;
@@ -373,6 +448,7 @@ impl Queue {
             .iter()
             .chain(&self.ordinary)
             .chain(waiting)
+            .chain(self.starts.waiting())
             .map(|request| request.id)
             .collect()
     }
@@ -441,12 +517,13 @@ impl Queue {
             .collect()
     }
 
-    /// Drops the writes that wait for another to be answered: nothing is, any more.
+    /// Drops the writes and starts that wait for another to be answered: nothing is, any more.
     pub(crate) fn drop_waiting(&mut self) {
         self.consumed.clear();
         for (_, stdin) in self.stdins.drain() {
             self.bytes -= stdin.bytes;
         }
+        self.bytes -= self.starts.clear();
         self.writing.clear();
     }
 

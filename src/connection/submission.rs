@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     error::CallError,
-    protocol::{Lane, Method, Repeat, jsonrpc},
+    protocol::{Method, Repeat, jsonrpc},
 };
 
 /// How much memory is kept for the next request.
@@ -86,7 +86,7 @@ impl Connection {
         let request = Request {
             id,
             json: self.keep(json),
-            is_control: lane == Lane::Control,
+            turn: lane.into(),
         };
         if is_written {
             return Ok((id, Some(request)));
@@ -172,7 +172,15 @@ impl Connection {
             }));
         }
         let mut pending = self.calls.pending.borrow_mut();
-        pending.remove_abandoned();
+        let abandoned = pending.remove_abandoned();
+        let mut queue = self.outgoing.queue_quietly();
+        for id in abandoned {
+            queue.remove_start(id);
+        }
+        if queue.expire_starts(now) {
+            self.outgoing.write_soon();
+        }
+        drop(queue);
         if let Some(deadline) = pending.next_deadline() {
             self.sweeper.before(deadline.min(now + ABANDONED_CHECK));
         }

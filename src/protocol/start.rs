@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Capabilities, InvalidRequest, Method, Params, ProcessId, Record, Shell, TerminalSize,
+    Capabilities, InvalidRequest, Lane, Method, Params, ProcessId, Record, Shell, TerminalSize,
     Unsupported, record,
 };
 
@@ -314,6 +314,10 @@ impl fmt::Debug for StartProcess {
 impl Method for StartProcess {
     const NAME: &'static str = "process/start";
     type Response = Started;
+
+    fn lane(&self) -> Lane<'_> {
+        Lane::Start
+    }
 
     fn supported_by(&self, capabilities: &Capabilities) -> Result<(), Unsupported> {
         if self.tty && self.size.is_some() && !capabilities.resize {

@@ -9,7 +9,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::{super::queue::Request, *};
+use super::{
+    super::queue::{Request, Turn},
+    *,
+};
 
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -49,7 +52,7 @@ impl Started {
         let request = Request {
             id,
             json: json(id).into(),
-            is_control: false,
+            turn: Turn::Ordinary,
         };
         let mut queue = self.outgoing.queue();
         queue.push(Lane::Ordinary, request).unwrap();

@@ -8,8 +8,26 @@ fn request(id: RequestId) -> Request {
     Request {
         id,
         json: "x".into(),
-        is_control: false,
+        turn: Turn::Ordinary,
     }
+}
+
+fn start(id: RequestId) -> Request {
+    Request {
+        turn: Turn::Start,
+        ..request(id)
+    }
+}
+
+/// A queue in which as many starts as may be are written, up to this id, and more wait.
+fn starting(written: RequestId, last: RequestId) -> Queue {
+    let mut queue = queue().max_starts(3);
+    for id in 1..=last {
+        queue.push(Lane::Start, start(id)).unwrap();
+    }
+    let expected: Vec<_> = (1..=written).collect();
+    assert_eq!(taken(&mut queue), expected);
+    queue
 }
 
 fn taken(queue: &mut Queue) -> Vec<RequestId> {
@@ -235,4 +253,94 @@ fn p9_a_write_that_passes_is_under_way_as_any_other() {
     queue.link_lost(vec![request(3)]);
     assert_eq!(queue.next_overdue(second), None);
     assert_eq!(taken(&mut queue), [3]);
+}
+
+#[test]
+fn p9_starts_beyond_a_number_wait_for_answers_in_order() {
+    let mut queue = starting(3, 6);
+    queue.push(Lane::Ordinary, request(7)).unwrap();
+    queue.push(Lane::Control, request(8)).unwrap();
+    assert_eq!(taken(&mut queue), [8, 7], "others are not held up");
+    assert!(queue.answered(2));
+    assert!(!queue.answered(2), "once");
+    assert_eq!(taken(&mut queue), [4]);
+    assert!(queue.answered(4) && queue.answered(1));
+    assert_eq!(taken(&mut queue), [5, 6]);
+    for id in [3, 5, 6] {
+        assert!(!queue.answered(id));
+    }
+    queue.push(Lane::Start, start(9)).unwrap();
+    assert_eq!((taken(&mut queue), queue.bytes()), (vec![9], 0));
+}
+
+#[test]
+fn p7_a_start_that_is_given_up_while_it_waits_is_not_sent() {
+    let mut queue = starting(3, 6);
+    // By its deadline, and by its caller.
+    assert!(queue.remove(4));
+    queue.remove_start(5);
+    queue.remove_start(5);
+    queue.remove_start(1);
+    assert!(!queue.remove(1), "it is sent, and keeps its place");
+    assert!(taken(&mut queue).is_empty());
+    assert!(queue.answered(1));
+    assert_eq!((taken(&mut queue), queue.bytes()), (vec![6], 0));
+}
+
+#[test]
+fn p7_a_start_that_is_given_up_before_it_is_written_frees_its_place() {
+    let mut queue = queue().max_starts(1);
+    for id in 1..=2 {
+        queue.push(Lane::Start, start(id)).unwrap();
+    }
+    assert!(queue.remove(1));
+    assert_eq!((taken(&mut queue), queue.bytes()), (vec![2], 0));
+}
+
+#[test]
+fn p7_starts_that_are_never_answered_do_not_block_others_for_ever() {
+    let mut queue = starting(3, 8);
+    let written = Instant::now();
+    assert!(!queue.expire_starts(written));
+    assert!(queue.answered(3));
+    assert_eq!(taken(&mut queue), [4]);
+    assert!(queue.expire_starts(written + starts::LEASE));
+    assert!(taken(&mut queue).len() >= 2);
+    // An answer that comes all the same frees nothing that it does not hold.
+    assert!(!queue.answered(1));
+}
+
+#[test]
+fn p8_a_lost_link_frees_the_places_of_what_is_not_made_again() {
+    let mut queue = starting(3, 6);
+    queue.link_lost(vec![start(2)]);
+    assert_eq!(queue.ids(), HashSet::from([2, 4, 5, 6]));
+    assert_eq!(taken(&mut queue), [2, 4, 5]);
+    queue.link_lost(vec![start(2), start(4), start(5)]);
+    assert_eq!(taken(&mut queue), [2, 4, 5]);
+    assert!(queue.answered(5));
+    assert_eq!((taken(&mut queue), queue.bytes()), (vec![6], 0));
+}
+
+#[test]
+fn p8_no_more_starts_are_made_again_at_once_than_may_be() {
+    let mut queue = starting(3, 5);
+    // Their places are free after so long, but they may still be answered.
+    assert!(queue.expire_starts(Instant::now() + starts::LEASE));
+    assert_eq!(taken(&mut queue), [4, 5]);
+    queue.link_lost((1..=5).map(start).collect());
+    assert_eq!(taken(&mut queue), [1, 2, 3]);
+    assert!(queue.answered(3) && queue.answered(1));
+    assert_eq!((taken(&mut queue), queue.bytes()), (vec![4, 5], 0));
+}
+
+#[test]
+fn p4_starts_that_wait_count_and_are_dropped_at_the_end() {
+    let mut queue = starting(3, 6);
+    assert_eq!(queue.bytes(), 3 * (1 + OVERHEAD));
+    assert!(!queue.pass(Lane::Start, 7, 10));
+    queue.drop_waiting();
+    assert_eq!(queue.bytes(), 0);
+    assert!(queue.pass(Lane::Start, 8, 10));
+    assert!(taken(&mut queue).is_empty());
 }
