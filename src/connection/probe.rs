@@ -15,6 +15,9 @@ use crate::{
     protocol::{Method as _, ProcessId, ReadProcess, jsonrpc},
 };
 
+/// What was read is usually taken at once. Where it takes longer than this, the socket is not read meanwhile.
+const HELD_UP: Duration = Duration::from_millis(100);
+
 /// A question to a server that does not answer a write, and what was heard of the server since. No clock.
 ///
 /// An unanswered question alone does not show that the write blocks the connection: the network may have gone silent.
@@ -51,6 +54,11 @@ impl Inquiry {
             Some((first, last)) if at <= after(last, timeout / 2) => Some((first, at.max(last))),
             Some(_) | None => Some((at, at)),
         };
+    }
+
+    /// Notes that this side does not read: the server may wait for that, and not for the process.
+    fn hold_up(&mut self) {
+        self.heard = None;
     }
 
     /// Returns true if the server was heard for as long as `timeout`, until now, and has not answered.
@@ -128,10 +136,10 @@ impl Connection {
 
     /// Listens for signs of life while a question is open, and asks for the next one.
     fn follow_inquiry(&mut self, now: Instant) {
+        self.listen(now);
         let (Some(inquiry), Some(link)) = (&mut self.probed, &self.link) else {
             return;
         };
-        inquiry.hear(link.hearing.last.get(), self.config.probe_timeout);
         if now >= after(inquiry.pinged, ABANDONED_CHECK) {
             inquiry.pinged = now;
             link.answers.ping();
@@ -145,6 +153,20 @@ impl Connection {
             }
         }
         self.sweeper.before(after(inquiry.pinged, ABANDONED_CHECK));
+    }
+
+    /// Notes when the server was last heard, unless it is this side that does not read.
+    fn listen(&mut self, now: Instant) {
+        let (Some(inquiry), Some(link)) = (&mut self.probed, &self.link) else {
+            return;
+        };
+        let last = link.hearing.last.get();
+        let is_held_up =
+            link.hearing.is_delivering.get() && last.is_none_or(|last| after(last, HELD_UP) < now);
+        match is_held_up {
+            true => inquiry.hold_up(),
+            false => inquiry.hear(last, self.config.probe_timeout),
+        }
     }
 
     /// Asks the server whether it answers anything: with a call, and on the level of the WebSocket, where
@@ -204,10 +226,11 @@ impl Handler<Probed> for Connection {
         if probed.link != self.links {
             return;
         }
-        let (Some(inquiry), Some(link)) = (&mut self.probed, &self.link) else {
+        let (now, timeout) = (Instant::now(), self.config.write_timeout);
+        self.listen(now);
+        let Some(inquiry) = &mut self.probed else {
             return;
         };
-        let (now, timeout) = (Instant::now(), self.config.write_timeout);
         let queue = self.outgoing.queue();
         if probed.is_answered {
             self.probed = None;
@@ -221,12 +244,9 @@ impl Handler<Probed> for Connection {
         }
         let patience = self.config.probe_timeout;
         inquiry.is_overdue = true;
-        inquiry.hear(link.hearing.last.get(), patience);
         let blocking = queue.blocking(now, timeout);
-        // It is neither this side that does not read on, nor is the question still on its way into the socket.
-        let is_heard = inquiry.shows_block(now, patience)
-            && !link.hearing.is_delivering.get()
-            && !queue.is_flowing(inquiry.asked);
+        // Unless the question is still on its way into the socket.
+        let is_heard = inquiry.shows_block(now, patience) && !queue.is_flowing(inquiry.asked);
         drop(queue);
         match blocking {
             Some(process_id) if is_heard => {
@@ -296,6 +316,10 @@ mod tests {
         inquiry.is_overdue = true;
         assert!(!inquiry.shows_block(asked + TIMEOUT, TIMEOUT));
         assert!(inquiry.heard.is_none());
+        inquiry.hear(Some(asked + TIMEOUT), TIMEOUT);
+        assert!(inquiry.heard.is_some());
+        inquiry.hold_up();
+        assert!(inquiry.heard.is_none(), "it may wait for this side");
         assert!(!inquiry.is_stale(asked + 2 * TIMEOUT, TIMEOUT));
         assert!(inquiry.is_stale(asked + 4 * TIMEOUT, TIMEOUT));
     }
