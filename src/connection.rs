@@ -36,13 +36,13 @@ mod recovery;
 mod retry;
 mod socket;
 mod submission;
+mod subscriber;
 mod sweeper;
 
 use std::{collections::HashSet, fmt, rc::Rc, time::Duration};
 
 use actix::{
-    Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, Recipient,
-    WeakRecipient,
+    Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, WeakRecipient,
 };
 use log::debug;
 use tokio::{
@@ -54,6 +54,7 @@ pub use self::{
     call::{Call, PendingCall},
     handshake::ServerInfo,
     lifecycle::LinkState,
+    subscriber::{Subscribe, Subscriber},
 };
 pub(crate) use self::{
     call::{Dispatch, decode_response, reply},
@@ -110,16 +111,6 @@ pub struct Statistics {
     pub connection_errors: u64,
     /// How often the connection was lost and resumed.
     pub resumes: u64,
-}
-
-/// Has an actor told of the state of the link: of the present one at once, and then of each change.
-///
-/// The connection does not keep the actor alive.
-#[derive(Debug)]
-pub struct Subscribe(pub Recipient<LinkState>);
-
-impl Message for Subscribe {
-    type Result = ();
 }
 
 /// A process has ended: its stdin is not written to any more.
@@ -222,7 +213,7 @@ pub struct Connection {
     server: ServerInfo,
     config: Rc<Config>,
     events: WeakRecipient<ConnectionEvent>,
-    subscribers: Vec<WeakRecipient<LinkState>>,
+    subscribers: Vec<Subscriber>,
     _alive: Alive,
 }
 
@@ -324,13 +315,8 @@ impl Connection {
     /// Tells everyone who wants to know of the state.
     fn announce(&mut self) {
         let state = self.lifecycle.link_state();
-        self.subscribers.retain(|subscriber| {
-            let subscriber = subscriber.upgrade().filter(Recipient::connected);
-            if let Some(subscriber) = &subscriber {
-                subscriber.do_send(state.clone());
-            }
-            subscriber.is_some()
-        });
+        self.subscribers
+            .retain(|subscriber| subscriber.tell(state.clone()));
     }
 
     /// Drops the requests that wait behind others. Returns the ids of all requests that will not be sent any more.
@@ -462,22 +448,6 @@ impl Handler<Close> for Connection {
             }));
         }
         self.go_on(next, context);
-    }
-}
-
-impl Handler<Subscribe> for Connection {
-    type Result = ();
-
-    fn handle(&mut self, Subscribe(recipient): Subscribe, _: &mut Self::Context) {
-        let state = self.lifecycle.link_state();
-        let is_last = matches!(state, LinkState::Closed(_));
-        recipient.do_send(state);
-        if !is_last {
-            // Those that have gone make room.
-            self.subscribers
-                .retain(|subscriber| subscriber.upgrade().is_some_and(|known| known.connected()));
-            self.subscribers.push(recipient.downgrade());
-        }
     }
 }
 

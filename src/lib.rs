@@ -63,7 +63,8 @@
 //! - [`Start`], [`Register`], [`Unregister`], [`Shutdown`]: what the [`Router`] answers.
 //! - [`Session`]: who is told, with which budget; [`SessionEvents`]: its events as a stream;
 //!   [`Overflow`]: what becomes of it when it does not consume.
-//! - [`Call`], [`DescribeServer`], [`GetStatistics`], [`Subscribe`]: what the [`Connection`] answers.
+//! - [`Call`], [`DescribeServer`], [`GetStatistics`], [`Subscribe`]: what the [`Connection`] answers; [`Subscriber`]: who
+//!   is told of the link, and who keeps it alive.
 //! - [`protocol`]: the methods, one struct each, and what they answer with.
 //! - [`ConnectError`], [`CallError`], [`StartError`], [`RegisterError`]: one enum per operation; [`StartRefusal`]: why a
 //!   server did not start a process;
@@ -95,7 +96,7 @@ pub use crate::{
     config::Config,
     connection::{
         Call, Connection, DescribeServer, GetStatistics, LinkState, PendingCall, ServerInfo,
-        Statistics, Subscribe,
+        Statistics, Subscribe, Subscriber,
     },
     error::{
         CallError, ConnectError, DisconnectReason, FailureReason, HelperFailure, InvalidRequest,

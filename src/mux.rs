@@ -5,7 +5,7 @@ mod input;
 
 use std::{fmt, io, path::PathBuf, rc::Rc};
 
-use actix::{Actor as _, Addr, ArbiterHandle, AsyncContext as _, Recipient};
+use actix::{Actor as _, Addr, ArbiterHandle, AsyncContext as _};
 use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -15,8 +15,8 @@ use tokio::{
 use crate::{
     config::Config,
     connection::{
-        Call, Connecting, Connection, DescribeServer, Dialler, FirstLink, GetStatistics, LinkState,
-        ServerInfo, Statistics, Subscribe, server_name,
+        Call, Connecting, Connection, DescribeServer, Dialler, FirstLink, GetStatistics,
+        ServerInfo, Statistics, Subscribe, Subscriber, server_name,
     },
     error::{CallError, ConnectError, DisconnectReason, HelperFailure, RegisterError, StartError},
     protocol::{
@@ -579,11 +579,28 @@ impl Mux {
         self.connection.send(GetStatistics).await.ok()
     }
 
-    /// Has an actor told of the state of the link, of the present one first: see [`Subscribe`]. An actor
-    /// that asks when the connection's actor is gone hears nothing.
-    pub async fn subscribe(&self, recipient: impl Into<Recipient<LinkState>>) {
-        // Whoever is gone has no state.
-        let _gone = self.connection.send(Subscribe(recipient.into())).await;
+    /// Has an actor told of the state of the link, of the present one first: see [`Subscribe`].
+    ///
+    /// Given as a [`Recipient`](actix::Recipient) or an address, the actor is kept alive until it was told
+    /// [`LinkState::Closed`](crate::LinkState::Closed), or stops itself. Given as a
+    /// [`WeakRecipient`](actix::WeakRecipient) or a weak address, it is not kept alive: this is for actors that hold a
+    /// `Mux` themselves (see [`Subscriber`]). An actor that asks when the connection's actor is gone hears nothing.
+    ///
+    /// ```no_run
+    /// # use actix::prelude::*;
+    /// # struct Watch;
+    /// # impl Actor for Watch { type Context = Context<Self>; }
+    /// # impl Handler<execmux::LinkState> for Watch {
+    /// #     type Result = ();
+    /// #     fn handle(&mut self, _: execmux::LinkState, _: &mut Self::Context) {}
+    /// # }
+    /// # async fn example(mux: execmux::Mux) {
+    /// mux.subscribe(Watch.start().recipient()).await;
+    /// # }
+    /// ```
+    pub async fn subscribe(&self, subscriber: impl Into<Subscriber>) {
+        // A connection that is gone has no state.
+        let _gone = self.connection.send(Subscribe::new(subscriber)).await;
     }
 
     /// Terminates the processes, closes the connection in order and returns when that is done: see

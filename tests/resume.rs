@@ -61,6 +61,87 @@ impl Handler<LinkState> for Watcher {
     }
 }
 
+#[actix::test]
+async fn p6_a_watcher_that_nobody_else_holds_hears_of_the_link_until_it_is_closed() {
+    checked(async {
+        pause();
+        let (mux, peer, mut dials) = connect(config()).await;
+        let (sender, mut states) = unbounded_channel();
+        // The connection alone holds the actor, as `Mux::start` does with a session.
+        mux.subscribe(Watcher(sender).start().recipient()).await;
+        assert!(matches!(soon(states.recv()).await, Some(LinkState::Open)));
+        drop(peer);
+        let recovering = soon(states.recv()).await;
+        assert!(
+            matches!(recovering, Some(LinkState::Recovering { .. })),
+            "{recovering:?}"
+        );
+        let peer = dials.resume().await;
+        assert!(matches!(soon(states.recv()).await, Some(LinkState::Open)));
+        drop(peer);
+        drop(dials);
+        let last = soon(async {
+            loop {
+                match states.recv().await {
+                    Some(LinkState::Recovering { .. }) => {}
+                    state => break state,
+                }
+            }
+        })
+        .await;
+        assert!(matches!(last, Some(LinkState::Closed(_))), "{last:?}");
+        // Then it is let go: its sender goes with the actor.
+        assert!(soon(states.recv()).await.is_none());
+    })
+    .await;
+}
+
+/// An actor that holds a `Mux` and watches its link.
+struct Keeper {
+    _mux: Mux,
+    states: UnboundedSender<LinkState>,
+}
+
+impl Actor for Keeper {
+    type Context = Context<Self>;
+}
+
+impl Handler<LinkState> for Keeper {
+    type Result = ();
+
+    fn handle(&mut self, state: LinkState, _: &mut Self::Context) {
+        // The test may have seen enough.
+        let _gone = self.states.send(state);
+    }
+}
+
+#[actix::test]
+async fn p6_a_watcher_given_weakly_does_not_keep_its_own_mux_open() {
+    for as_address in [true, false] {
+        checked(async {
+            let (mux, mut peer, _dials) = connect(config()).await;
+            let (sender, mut states) = unbounded_channel();
+            let keeper = Keeper {
+                _mux: mux.clone(),
+                states: sender,
+            }
+            .start();
+            if as_address {
+                mux.subscribe(keeper.downgrade()).await;
+            } else {
+                mux.subscribe(keeper.downgrade().recipient()).await;
+            }
+            drop(mux);
+            assert!(matches!(soon(states.recv()).await, Some(LinkState::Open)));
+            drop(keeper);
+            assert!(soon(states.recv()).await.is_none(), "the actor has ended");
+            // A goodbye, and nothing else: the last `Mux` is gone.
+            assert!(peer.rest().await > 0);
+        })
+        .await;
+    }
+}
+
 async fn watch(mux: &Mux) -> (Addr<Watcher>, UnboundedReceiver<LinkState>) {
     let (sender, states) = unbounded_channel();
     let watcher = Watcher(sender).start();

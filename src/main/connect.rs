@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, env::VarError, path::PathBuf, time::Duration};
 
-use actix::{Actor, Addr, Arbiter, ArbiterHandle, Context, Handler};
+use actix::{Actor, Arbiter, ArbiterHandle, Context, Handler};
 use actix_rt::time::timeout;
 use clap::Args;
 use execmux::{
@@ -72,8 +72,6 @@ pub(crate) struct Remote {
     embedded: RefCell<Option<Server>>,
     /// Whether commands run on this machine.
     is_here: bool,
-    /// Held, as the connection only knows who watches it.
-    _watcher: Addr<Watcher>,
 }
 
 impl Remote {
@@ -105,7 +103,7 @@ impl Remote {
             window,
             is_lost: false,
         });
-        mux.subscribe(watcher.clone().recipient()).await;
+        mux.subscribe(watcher).await;
         Ok(Remote {
             mux,
             arbiter,
@@ -116,7 +114,6 @@ impl Remote {
             environment: server.and_then(|server| server.environment),
             is_here: embedded.is_some(),
             embedded: RefCell::new(embedded),
-            _watcher: watcher,
         })
     }
 
