@@ -23,6 +23,7 @@
 mod call;
 mod calls;
 mod dial;
+mod farewell;
 pub(crate) mod frame;
 mod handshake;
 mod incoming;
@@ -59,6 +60,7 @@ pub use self::{
 pub(crate) use self::{
     call::{Dispatch, decode_response, reply},
     dial::server_name,
+    farewell::{Farewell, Survivor},
     link::{Connecting, Dialler, FirstLink},
     pending::{ReplySlot, after},
 };
@@ -212,6 +214,7 @@ pub struct Connection {
     resumes: u64,
     server: ServerInfo,
     config: Rc<Config>,
+    farewell: Rc<Farewell>,
     events: WeakRecipient<ConnectionEvent>,
     subscribers: Vec<Subscriber>,
     _alive: Alive,
@@ -227,12 +230,12 @@ struct OpenLink {
 }
 
 impl Connection {
-    /// Starts the actor of an open link on the current arbiter.
+    /// Starts the actor of an open link on the current arbiter. Returns also what ends processes when the runtime ends.
     pub(crate) fn start_with(
         first: FirstLink,
         config: Rc<Config>,
         events: WeakRecipient<ConnectionEvent>,
-    ) -> Addr<Self> {
+    ) -> (Addr<Self>, Rc<Farewell>) {
         let FirstLink {
             link,
             server,
@@ -246,7 +249,10 @@ impl Connection {
             .max_starts(config.max_starts_in_flight);
         let outgoing = Outgoing::new(queue);
         let pending = Pending::after(handshake::LAST_ID);
-        Connection::create(|context| {
+        let calls = Rc::new(Calls::new(pending, outgoing.clone()));
+        let farewell = Farewell::new(calls.clone(), outgoing.clone(), server.dialect);
+        let for_router = farewell.clone();
+        let address = Connection::create(|context| {
             let mut connection = Connection {
                 lifecycle: Lifecycle::new(window, longest, config.jitter_seed),
                 link: None,
@@ -254,7 +260,7 @@ impl Connection {
                 attempt: None,
                 resume,
                 overdue: None,
-                calls: Rc::new(Calls::new(pending, outgoing.clone())),
+                calls,
                 outgoing,
                 scratch: Vec::new(),
                 sweeper: Sweeper::start(context.address().downgrade()),
@@ -262,6 +268,7 @@ impl Connection {
                 resumes: 0,
                 server,
                 config,
+                farewell,
                 events,
                 subscribers: Vec::new(),
                 _alive: Alive::new(),
@@ -269,7 +276,8 @@ impl Connection {
             connection.lifecycle.opened();
             connection.attach(link, context);
             connection
-        })
+        });
+        (address, for_router)
     }
 
     /// Goes on over this link.
@@ -277,8 +285,13 @@ impl Connection {
         self.links += 1;
         let (failed, write_failed) = oneshot::channel();
         let outgoing = self.outgoing.clone();
-        let (writer, answers) =
-            Writer::start(link.writer, outgoing, self.config.close_timeout, failed);
+        let (writer, answers) = Writer::start(
+            link.writer,
+            outgoing,
+            self.config.close_timeout,
+            failed,
+            self.farewell.clone(),
+        );
         let hearing = Rc::<Hearing>::default();
         let reading = Reading {
             reader: link.reader,
@@ -332,6 +345,13 @@ impl Connection {
         queued
     }
 
+    /// Ends the connection, as far as it has not ended, because its actor goes.
+    fn end(&mut self) {
+        if let Next::Close(reason) = self.lifecycle.end(DisconnectReason::Closed) {
+            self.terminate(reason);
+        }
+    }
+
     /// The one place where a connection ends: tells every call, the recipient of events and everyone who
     /// wants to know, once.
     fn terminate(&mut self, reason: DisconnectReason) {
@@ -375,9 +395,14 @@ impl Actor for Connection {
     type Context = Context<Self>;
 
     fn stopped(&mut self, _: &mut Self::Context) {
-        if let Next::Close(reason) = self.lifecycle.end(DisconnectReason::Closed) {
-            self.terminate(reason);
-        }
+        self.end();
+    }
+}
+
+impl Drop for Connection {
+    /// A runtime that ends drops its actors, and stops only those that have an address left.
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

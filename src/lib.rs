@@ -66,8 +66,8 @@
 //! - [`Call`], [`DescribeServer`], [`GetStatistics`], [`Subscribe`]: what the [`Connection`] answers; [`Subscriber`]: who
 //!   is told of the link, and who keeps it alive.
 //! - [`protocol`]: the methods, one struct each, and what they answer with.
-//! - [`ConnectError`], [`CallError`], [`StartError`], [`RegisterError`]: one enum per operation; [`StartRefusal`]: why a
-//!   server did not start a process;
+//! - [`ConnectError`], [`CallError`], [`StartError`], [`RegisterError`], [`ShutdownError`]: one enum per operation;
+//!   [`StartRefusal`]: why a server did not start a process;
 //!   [`DisconnectReason`], [`ResumeError`] and [`FailureReason`]: why things end; [`HelperFailure`].
 //!
 //! # Features
@@ -107,7 +107,7 @@ pub use crate::{
     router::{
         Closed, Exited, Failed, Gap, Interrupted, Output, Overflow, PendingStart, Permit,
         Processes, Register, Resumed, Router, Session, SessionEvent, SessionEvents, Shutdown,
-        Start, Unregister,
+        ShutdownError, Start, Unregister,
     },
     task::alive,
 };

@@ -3,7 +3,7 @@
 mod helper_process;
 mod input;
 
-use std::{fmt, io, path::PathBuf, rc::Rc};
+use std::{fmt, io, path::PathBuf, rc::Rc, sync::Arc};
 
 use actix::{Actor as _, Addr, ArbiterHandle, AsyncContext as _};
 use bytes::Bytes;
@@ -28,7 +28,7 @@ use crate::{
         TerminalSize, Terminate, Terminated, Unsupported, Walk, WalkOptions, Walked, WriteBlock,
         WriteFile, WriteStdin, Written,
     },
-    router::{Register, Router, Session, Shutdown, Start, Unregister},
+    router::{Outcome, Register, Router, Session, Shutdown, ShutdownError, Start, Unregister},
 };
 
 /// A connection to an exec-server, with all that runs over it.
@@ -37,12 +37,21 @@ use crate::{
 /// closed, and the sessions that still have a process get [`Failed`](crate::Failed). A session that
 /// holds a clone keeps the connection open until its process has ended.
 ///
+/// Processes are ended by [`shutdown`](Mux::shutdown). When the last clone is dropped instead, they are left to the server,
+/// which ends them when it forgets the session: 10 to 80 s later, and at once before 0.120. When the arbiter of the `Mux`
+/// stops first, or its actix system, the processes that have a session are terminated as far as that can be done: the
+/// requests are written as far as the socket takes them at that moment, no answer is read, and the socket is closed a quarter
+/// of a second later. Nothing is written while the connection is being resumed, while the socket is full, or if the program
+/// ends before the thread of the arbiter does.
+///
 /// Every method sends a message to one of the two actors, whose addresses are there for those who
 /// would rather send it themselves.
 #[derive(Clone)]
 pub struct Mux {
     connection: Addr<Connection>,
     router: Addr<Router>,
+    /// How it ended, also for those who ask when the router is gone.
+    outcome: Outcome,
 }
 
 impl Mux {
@@ -162,17 +171,20 @@ impl Mux {
     fn start_actors(first: FirstLink, config: Config) -> Self {
         let config = Rc::new(config);
         let server = first.server().clone();
+        let outcome = Outcome::default();
+        let for_router = Arc::clone(&outcome);
         let mut connection = None;
         let router = Router::create(|context| {
             let router = context.address().downgrade();
             let events = router.clone().recipient();
-            let started = Connection::start_with(first, config.clone(), events);
+            let (started, farewell) = Connection::start_with(first, config.clone(), events);
             connection = Some(started.clone());
-            Router::new(router, started, &config, &server)
+            Router::new(router, started, farewell, for_router, &config, &server)
         });
         Mux {
             connection: connection.expect("`create` runs its closure before it returns"),
             router,
+            outcome,
         }
     }
 
@@ -606,12 +618,35 @@ impl Mux {
     /// Terminates the processes, closes the connection in order and returns when that is done: see
     /// [`Shutdown`], which can also leave the processes alone.
     ///
+    /// Call it while the arbiter of the `Mux` runs. Servers of actix-web stop the actix system, with all arbiters, on SIGTERM
+    /// and SIGINT, so that `HttpServer::run().await` returns too late for it. An application that handles the signals itself
+    /// has the time:
+    ///
+    /// ```no_run
+    /// # async fn example(mux: execmux::Mux, http: actix_web::dev::Server, signal: impl Future<Output = ()>) -> Result<(), Box<dyn std::error::Error>> {
+    /// // `http` is what `HttpServer::new(..).bind(..)?.disable_signals().run()` returned.
+    /// let handle = http.handle();
+    /// let serving = actix::spawn(http);
+    /// signal.await; // SIGTERM or SIGINT, as by `tokio::signal::unix`
+    /// handle.stop(true).await;
+    /// mux.shutdown().await?;
+    /// serving.await??;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ShutdownError`]. If this is called after a shutdown, it answers as that did.
+    ///
     /// # Cancel safety
     ///
     /// Once begun, the connection closes also if the future is dropped.
-    pub async fn shutdown(&self) {
-        // A router that is gone has closed.
-        let _gone = self.router.send(Shutdown::new()).await;
+    pub async fn shutdown(&self) -> Result<(), ShutdownError> {
+        match self.router.send(Shutdown::new()).await {
+            Ok(outcome) => outcome,
+            // The router is gone, and has left how it ended.
+            Err(_) => (self.outcome.get().cloned()).unwrap_or(Err(ShutdownError::ArbiterStopped)),
+        }
     }
 }
 

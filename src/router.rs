@@ -6,7 +6,7 @@
 //! | [`Start`] | `Result<Started, StartError>` | anyone |
 //! | [`Register`] | `Result<(), RegisterError>` | anyone |
 //! | [`Unregister`] | `Option<u64>` | anyone |
-//! | [`Shutdown`] | – | anyone |
+//! | [`Shutdown`] | `Result<(), ShutdownError>` | anyone |
 //! | `FindRecord` | `Found` | the mux, to have a helper process do what the server cannot |
 //! | `ConnectionEvent` | when it is taken | the connection |
 //! | `StartEnded`, `ReadEnded`, `Settled`, `RecordRemoved` | – | the router's own calls |
@@ -44,7 +44,6 @@ use std::{
 };
 
 use actix::{Actor, Addr, Context, Handler, WeakAddr};
-use tokio::sync::oneshot;
 
 pub use self::{
     budget::Permit,
@@ -53,7 +52,7 @@ pub use self::{
     session::{
         Closed, Exited, Failed, Gap, Interrupted, Output, Overflow, Resumed, Session, SessionEvent,
     },
-    shutdown::{Processes, Shutdown},
+    shutdown::{Processes, Shutdown, ShutdownError},
     start::{PendingStart, Start},
 };
 use self::{
@@ -63,15 +62,16 @@ use self::{
     orphans::Orphan,
     parking::{Following, Parked, Taken},
     routes::{Place, Route, RouteKey, Routes},
-    shutdown::Draining,
+    shutdown::{Draining, Waiting},
 };
 pub(crate) use self::{
     healing::is_unknown_process,
     record::{FindRecord, Found},
+    shutdown::Outcome,
 };
 use crate::{
     config::Config,
-    connection::{Connection, ConnectionEvent, ForgetProcess, ServerInfo},
+    connection::{Connection, ConnectionEvent, Farewell, ForgetProcess, ServerInfo},
     error::{DisconnectReason, FailureReason},
     protocol::{Capabilities, Notifications, ProcessId, Record},
     task::{self, Alive, Task},
@@ -83,6 +83,10 @@ use crate::{
 pub struct Router {
     state: State,
     connection: Addr<Connection>,
+    /// Ends the processes if the runtime ends under the connection.
+    farewell: Rc<Farewell>,
+    /// How it all ended, once it has: for those who ask when this actor is gone.
+    outcome: Outcome,
     routes: Routes,
     /// Where the routes of the next notifications are.
     places: VecDeque<Option<Place>>,
@@ -126,9 +130,8 @@ pub struct Router {
 enum State {
     Open {
         /// Who waits for the end.
-        shutdowns: Vec<oneshot::Sender<()>>,
-        /// Set while the processes are being terminated and their records removed; the connection closes
-        /// with the last.
+        shutdowns: Vec<Waiting>,
+        /// Set from the first shutdown on.
         draining: Option<Draining>,
     },
     Closed(DisconnectReason),
@@ -138,6 +141,8 @@ impl Router {
     pub(crate) fn new(
         router: WeakAddr<Router>,
         connection: Addr<Connection>,
+        farewell: Rc<Farewell>,
+        outcome: Outcome,
         config: &Config,
         server: &ServerInfo,
     ) -> Self {
@@ -147,6 +152,8 @@ impl Router {
                 draining: None,
             },
             connection,
+            farewell,
+            outcome,
             routes: Routes::default(),
             places: VecDeque::new(),
             turn: 1,
@@ -210,6 +217,7 @@ impl Router {
         }
         let state = mem::replace(&mut self.state, State::Closed(reason.clone()));
         let routes = self.routes.take();
+        self.say_farewell(&state, &reason, &routes);
         for Route {
             session, delivery, ..
         } in routes.iter()
@@ -222,12 +230,7 @@ impl Router {
         self.unremoved.clear();
         self.ended_while_starting.clear();
         self.checking = None;
-        if let State::Open { shutdowns, .. } = state {
-            for shutdown in shutdowns {
-                // Whoever has gone does not need to know.
-                let _gone = shutdown.send(());
-            }
-        }
+        self.end_shutdowns(state, &reason, routes.len());
         routes
     }
 }
@@ -244,6 +247,13 @@ impl Actor for Router {
     type Context = Context<Self>;
 
     fn stopped(&mut self, _: &mut Self::Context) {
+        self.close(DisconnectReason::Closed);
+    }
+}
+
+impl Drop for Router {
+    /// A runtime that ends drops its actors, and stops only those that have an address left.
+    fn drop(&mut self) {
         self.close(DisconnectReason::Closed);
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use actix_http::ws;
 use execmux::{
-    CallError, DisconnectReason, FailureReason, Mux, RegisterError, Shutdown, StartError,
+    CallError, DisconnectReason, FailureReason, Mux, RegisterError, Shutdown, ShutdownError,
+    StartError,
     protocol::{ReadFile, StartProcess},
 };
 use serde_json::json;
@@ -392,7 +393,7 @@ async fn an_orderly_shutdown_writes_what_waits_and_answers_when_all_are_told() {
             calls,
         } = busy;
         drop(peer);
-        soon(shutdown).await.unwrap();
+        soon(shutdown).await.unwrap().unwrap();
         let (_, peer) = Peer::connect(config()).await;
         let reason = Busy {
             mux: mux.clone(),
@@ -403,7 +404,7 @@ async fn an_orderly_shutdown_writes_what_waits_and_answers_when_all_are_told() {
         .end()
         .await;
         assert!(matches!(reason, DisconnectReason::Closed), "{reason:?}");
-        soon(mux.shutdown()).await;
+        soon(mux.shutdown()).await.unwrap();
     })
     .await;
 }
@@ -481,8 +482,20 @@ async fn p14_a_shutdown_does_not_wait_for_ever() {
         pause();
         let busy = Busy::start().await;
         let begun = Instant::now();
-        busy.mux.shutdown().await;
+        match busy.mux.shutdown().await {
+            Err(ShutdownError::DeadlinePassed {
+                processes: 3,
+                deadline,
+                ..
+            }) => assert_eq!(deadline.as_secs(), 5),
+            outcome => panic!("{outcome:?}"),
+        }
         assert_eq!(begun.elapsed().as_secs(), 5);
+        // A later shutdown knows of the earlier.
+        assert!(matches!(
+            busy.mux.shutdown().await,
+            Err(ShutdownError::DeadlinePassed { processes: 3, .. })
+        ));
         assert!(matches!(busy.end().await, DisconnectReason::Closed));
     })
     .await;
@@ -518,10 +531,11 @@ async fn p14_a_shutdown_terminates_the_processes_and_lets_them_end() {
         let expected = ws::Frame::Close(Some(ws::CloseCode::Normal.into()));
         assert_eq!(peer.frame().await, Some(expected));
         drop(peer);
-        soon(shutdown).await.unwrap();
+        soon(shutdown).await.unwrap().unwrap();
         for recording in recordings {
             assert_eq!(recording.record().await.exit_code(), 137);
         }
+        soon(mux.shutdown()).await.unwrap();
     })
     .await;
 }
@@ -540,12 +554,60 @@ async fn p14_processes_that_do_not_end_do_not_hold_up_a_shutdown() {
             async move { shutdown.await.unwrap() }
         });
         peer.expect("process/terminate").await;
-        shutdown.await.unwrap();
+        match shutdown.await.unwrap() {
+            Err(ShutdownError::DeadlinePassed {
+                processes: 1,
+                deadline,
+                ..
+            }) => assert_eq!(deadline.as_secs(), 3),
+            outcome => panic!("{outcome:?}"),
+        }
         assert_eq!(begun.elapsed().as_secs(), 3);
         match recording.record().await.failed.unwrap().reason {
             FailureReason::Disconnected(DisconnectReason::Closed) => {}
             other => panic!("{other:?}"),
         }
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p14_a_shutdown_says_that_the_connection_was_lost_before_its_processes_had_ended() {
+    checked(async {
+        for is_lost_before in [true, false] {
+            let (mux, mut peer) = Peer::connect(config()).await;
+            let (session, recording) = Recorder::start_session();
+            mux.register("p", session).await.unwrap();
+            let shutdown = if is_lost_before {
+                drop(peer);
+                assert!(recording.record().await.failed.is_some());
+                soon(mux.shutdown()).await
+            } else {
+                let shutdown = actix::spawn({
+                    let mux = mux.clone();
+                    async move { mux.shutdown().await }
+                });
+                peer.expect("process/terminate").await;
+                drop(peer);
+                soon(shutdown).await.unwrap()
+            };
+            match shutdown {
+                Err(ShutdownError::Disconnected {
+                    processes: 1,
+                    reason: DisconnectReason::PeerClosed { .. },
+                    ..
+                }) => {}
+                outcome => panic!("{outcome:?}"),
+            }
+            // To leave the processes alone is no failure.
+            soon(mux.router().send(Shutdown::detach()))
+                .await
+                .unwrap()
+                .unwrap();
+        }
+        let (mux, peer) = Peer::connect(config()).await;
+        drop(peer);
+        soon(mux.shutdown()).await.unwrap();
     })
     .await;
 }

@@ -59,7 +59,7 @@ async fn a_process_that_does_not_read_its_input_ends_all_the_same(server: ExecSe
     let record = with_input(&mux, shell(&server, "exit 5"), vec![b'x'; 3_000_000]).await;
     assert_eq!(record.exit_code(), 5);
     // What is not written by now is not wanted.
-    soon(mux.shutdown()).await;
+    soon(mux.shutdown()).await.unwrap();
 }
 
 async fn a_start_with_input_that_fails_leaves_nothing(server: ExecServer) {
@@ -81,7 +81,7 @@ async fn a_start_with_input_that_fails_leaves_nothing(server: ExecServer) {
         Ok(_) => {
             assert_eq!(server.version, EMBEDDED);
             assert_eq!(recording.record().await.stdout, b"x");
-            soon(mux.shutdown()).await;
+            soon(mux.shutdown()).await.unwrap();
         }
         Err(StartError::Call(error)) => assert_unsupported(&error, "close_stdin"),
         Err(error) => panic!("{error}"),

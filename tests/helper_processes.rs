@@ -177,7 +177,7 @@ async fn signals_reach_a_process_that_catches_them(server: ExecServer) {
     soon(mux.signal(&running.id, Signal::Terminate))
         .await
         .unwrap();
-    soon(mux.shutdown()).await;
+    soon(mux.shutdown()).await.unwrap();
 }
 
 async fn a_signal_right_behind_the_start_arrives(server: ExecServer) {
@@ -193,7 +193,7 @@ async fn a_signal_right_behind_the_start_arrives(server: ExecServer) {
         let by_signal = if server.is_at_least(140) { 143 } else { -1 };
         assert_eq!(recording.record().await.exit_code(), by_signal);
     }
-    soon(mux.shutdown()).await;
+    soon(mux.shutdown()).await.unwrap();
 }
 
 async fn a_terminal_is_resized_as_often_as_it_takes(server: ExecServer) {
@@ -236,7 +236,7 @@ async fn a_terminal_is_resized_as_often_as_it_takes(server: ExecServer) {
         CallError::Rejected { .. } => assert_eq!(server.version, EMBEDDED),
         other => panic!("{other}"),
     }
-    soon(mux.shutdown()).await;
+    soon(mux.shutdown()).await.unwrap();
     piped.record_is_gone().await;
 }
 
@@ -261,7 +261,7 @@ async fn the_program_notices_nothing(server: ExecServer) {
         said[1].ends_with("\n2 name a b *\nno terminal\n"),
         "{said:?}"
     );
-    soon(mux.shutdown()).await;
+    soon(mux.shutdown()).await.unwrap();
 }
 
 async fn a_process_that_has_exited_is_no_error_and_its_group_is_left_alone(server: ExecServer) {
@@ -282,7 +282,7 @@ async fn a_process_that_has_exited_is_no_error_and_its_group_is_left_alone(serve
     running.closed().await;
     assert!(!running.seen.contains("hit"), "{}", running.seen);
     running.record_is_gone().await;
-    soon(mux.shutdown()).await;
+    soon(mux.shutdown()).await.unwrap();
 }
 
 async fn without_helpers_what_is_missing_is_said_with_the_remedy(server: ExecServer) {
@@ -308,7 +308,7 @@ async fn without_helpers_what_is_missing_is_said_with_the_remedy(server: ExecSer
     }
     soon(mux.signal(&running.id, Signal::Kill)).await.unwrap();
     running.exited().await;
-    soon(mux.shutdown()).await;
+    soon(mux.shutdown()).await.unwrap();
 }
 
 async fn what_a_shell_cannot_start_is_refused_or_ends_with_127(server: ExecServer) {
@@ -332,7 +332,7 @@ async fn what_a_shell_cannot_start_is_refused_or_ends_with_127(server: ExecServe
         Ok(_) => assert_eq!(recording.record().await.exit_code(), 127),
         Err(error) => assert_eq!(server.version, EMBEDDED, "{error}"),
     }
-    soon(mux.shutdown()).await;
+    soon(mux.shutdown()).await.unwrap();
 }
 
 async fn a_process_without_a_session_is_not_helped(server: ExecServer) {
@@ -355,7 +355,7 @@ async fn a_process_without_a_session_is_not_helped(server: ExecServer) {
         }
     })
     .await;
-    soon(mux.shutdown()).await;
+    soon(mux.shutdown()).await.unwrap();
 }
 
 async fn what_is_not_the_process_any_more_is_not_signalled(server: ExecServer) {
@@ -394,7 +394,7 @@ async fn what_is_not_the_process_any_more_is_not_signalled(server: ExecServer) {
     soon(mux.terminate(&running.id)).await.unwrap();
     running.exited().await;
     assert!(!running.seen.contains("hit"), "{}", running.seen);
-    soon(mux.shutdown()).await;
+    soon(mux.shutdown()).await.unwrap();
 }
 
 async fn nothing_is_left_of_many_that_are_shut_down(server: ExecServer) {
@@ -407,7 +407,7 @@ async fn nothing_is_left_of_many_that_are_shut_down(server: ExecServer) {
         for running in &all {
             assert_eq!(running.record().is_some(), server.version != EMBEDDED);
         }
-        soon(mux.router().send(shutdown)).await.unwrap();
+        soon(mux.router().send(shutdown)).await.unwrap().unwrap();
         for running in &all {
             assert_eq!(running.record(), None, "{shutdown:?}");
         }
@@ -463,5 +463,5 @@ async fn a_shutdown_waits_for_records_that_could_not_be_removed_at_once() {
         peer.answer(&request, json!({})).await;
     }
     assert_ne!(removed[0], removed[1]);
-    soon(shutdown).await.unwrap().unwrap();
+    soon(shutdown).await.unwrap().unwrap().unwrap();
 }

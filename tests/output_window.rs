@@ -128,7 +128,7 @@ async fn p5_a_slow_session_loses_nothing_and_stalls_nobody() {
             assert!(is_running(&mux, &id).await, "it has to wait again");
             consume_all(events, numbers).await;
         }
-        soon(mux.shutdown()).await;
+        soon(mux.shutdown()).await.unwrap();
         soon(server.stop()).await;
     })
     .await;
@@ -154,7 +154,7 @@ async fn p6_a_process_is_held_back_over_lost_connections() {
         assert!(is_running(&mux, &id).await);
         consume_all(events, numbers).await;
         assert!(proxy.cuts() >= 20);
-        soon(mux.shutdown()).await;
+        soon(mux.shutdown()).await.unwrap();
         soon(server.stop()).await;
     })
     .await;
@@ -197,7 +197,7 @@ async fn p5_what_a_session_keeps_leaves_it_the_rest_of_its_budget() {
             consume_all(events, numbers).await;
             drop(kept);
         }
-        soon(mux.shutdown()).await;
+        soon(mux.shutdown()).await.unwrap();
         soon(server.stop()).await;
     })
     .await;
@@ -221,7 +221,7 @@ async fn p5_a_small_budget_lets_as_much_wait_as_it_has_room_for() {
             kept.push(soon(events.recv()).await.unwrap());
         }
         drop((kept, events));
-        soon(mux.shutdown()).await;
+        soon(mux.shutdown()).await.unwrap();
         soon(server.stop()).await;
     })
     .await;
@@ -260,7 +260,7 @@ async fn p5_a_process_that_loses_its_session_runs_on() {
         started.unwrap().unwrap();
         assert_eq!(unregistered, Some(0));
         runs_on(&mux, &id).await;
-        soon(mux.shutdown()).await;
+        soon(mux.shutdown()).await.unwrap();
         soon(server.stop()).await;
     })
     .await;
@@ -285,7 +285,7 @@ async fn p5_what_a_process_leaves_behind_runs_on_when_its_session_stops() {
         }
         drop(events);
         runs_on(&mux, &id).await;
-        soon(mux.shutdown()).await;
+        soon(mux.shutdown()).await.unwrap();
         soon(server.stop()).await;
     })
     .await;
@@ -303,7 +303,10 @@ async fn p5_a_process_that_is_left_to_the_server_runs_on() {
         soon(mux.start(process, session.budget(BUDGET)))
             .await
             .unwrap();
-        soon(mux.router().send(Shutdown::detach())).await.unwrap();
+        soon(mux.router().send(Shutdown::detach()))
+            .await
+            .unwrap()
+            .unwrap();
         soon(async {
             while !file.exists() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -343,7 +346,7 @@ async fn p5_a_process_is_not_held_back_for_a_session_that_would_not_have_it() {
             }
         };
         assert!(matches!(failed.reason, FailureReason::Overflow { .. }));
-        soon(mux.shutdown()).await;
+        soon(mux.shutdown()).await.unwrap();
         soon(server.stop()).await;
     })
     .await;

@@ -529,7 +529,10 @@ async fn p14_a_shutdown_terminates_or_detaches_and_answers_when_all_have_been_to
     soon(mux.start(shell(&server, "exec sleep 60"), session))
         .await
         .unwrap();
-    soon(mux.router().send(Shutdown::detach())).await.unwrap();
+    soon(mux.router().send(Shutdown::detach()))
+        .await
+        .unwrap()
+        .unwrap();
     let failed = recording.record().await.failed.unwrap();
     assert!(matches!(
         failed.reason,
@@ -541,7 +544,7 @@ async fn p14_a_shutdown_terminates_or_detaches_and_answers_when_all_have_been_to
     soon(mux.start(shell(&server, "exec sleep 60"), session))
         .await
         .unwrap();
-    soon(mux.shutdown()).await;
+    soon(mux.shutdown()).await.unwrap();
     assert_ne!(recording.record().await.exit_code(), 0);
     match soon(mux.terminate("x")).await {
         Err(CallError::Disconnected {
@@ -550,7 +553,7 @@ async fn p14_a_shutdown_terminates_or_detaches_and_answers_when_all_have_been_to
         }) => {}
         answer => panic!("{answer:?}"),
     }
-    soon(mux.shutdown()).await;
+    soon(mux.shutdown()).await.unwrap();
 }
 
 async fn p7_a_deadline_ends_a_call_and_its_late_answer_is_ignored(server: ExecServer) {

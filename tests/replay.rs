@@ -134,7 +134,7 @@ async fn replay(name: &str, frames: &[Value]) -> Vec<String> {
         told.push(format!("{process_id} {}", words(events).await));
     }
     // Waits for the end of the connection also where no session does.
-    mux.shutdown().await;
+    let _outcome = mux.shutdown().await;
     check_counters(name, frames, mux.statistics().await.unwrap());
     told
 }

@@ -1154,7 +1154,10 @@ async fn p14_a_shutdown_while_recovering_ends_it() {
         mux.register("p", session).await.unwrap();
         drop(peer);
         let unanswered = dials.next().await;
-        soon(mux.router().send(Shutdown::detach())).await.unwrap();
+        soon(mux.router().send(Shutdown::detach()))
+            .await
+            .unwrap()
+            .unwrap();
         match recording.record().await.failed.unwrap().reason {
             FailureReason::Disconnected(DisconnectReason::Closed) => {}
             other => panic!("{other:?}"),

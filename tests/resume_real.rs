@@ -391,7 +391,7 @@ async fn end(mux: Mux) {
         }
     };
     soon(idle).await;
-    soon(mux.shutdown()).await;
+    soon(mux.shutdown()).await.unwrap();
     assert_eq!(soon(mux.statistics()).await.unwrap().calls_in_flight, 0);
 }
 

@@ -40,7 +40,7 @@ async fn a_pipe_process_runs_to_its_end() {
         assert_eq!(record.stdout, b"out\n");
         assert_eq!(record.stderr, b"err\n");
         assert_eq!(record.exit_code(), 3);
-        soon(mux.shutdown()).await;
+        soon(mux.shutdown()).await.unwrap();
         soon(server.stop()).await;
     })
     .await;
@@ -56,7 +56,7 @@ async fn five_megabytes_arrive_whole() {
             .unwrap();
         let record = recording.record().await;
         assert_eq!((record.stdout.len(), record.exit_code()), (5_000_000, 0));
-        soon(mux.shutdown()).await;
+        soon(mux.shutdown()).await.unwrap();
         soon(server.stop()).await;
     })
     .await;
@@ -74,7 +74,7 @@ async fn a_terminated_process_ends_and_an_unknown_one_is_not_running() {
         assert!(soon(mux.terminate(&id)).await.unwrap().running);
         assert_eq!(recording.record().await.exit_code(), 137);
         assert!(!soon(mux.terminate("nobody")).await.unwrap().running);
-        soon(mux.shutdown()).await;
+        soon(mux.shutdown()).await.unwrap();
         soon(server.stop()).await;
     })
     .await;
@@ -94,7 +94,7 @@ async fn an_interrupted_process_ends() {
         let record = recording.record().await;
         assert_eq!(record.stdout, b"up\ncaught\n");
         assert_eq!(record.exit_code(), 9);
-        soon(mux.shutdown()).await;
+        soon(mux.shutdown()).await.unwrap();
         soon(server.stop()).await;
     })
     .await;
@@ -104,7 +104,7 @@ async fn an_interrupted_process_ends() {
 async fn a_method_that_is_not_there_is_refused() {
     checked(async {
         let (server, mux) = start().await;
-        soon(mux.shutdown()).await;
+        soon(mux.shutdown()).await.unwrap();
         let (mut raw, _) = Raw::greet(&server.url(), None).await;
         let error = raw.call("http/request", json!({})).await.unwrap_err();
         assert_eq!(error["code"], -32601, "{error}");
@@ -467,7 +467,7 @@ async fn only_a_token_that_is_signed_in_time_and_for_the_server_lets_a_client_in
                     let (session, recording) = Recorder::start_session();
                     soon(mux.start(shell("exit 3"), session)).await.unwrap();
                     assert_eq!(recording.record().await.exit_code(), 3);
-                    soon(mux.shutdown()).await;
+                    soon(mux.shutdown()).await.unwrap();
                     assert_eq!(status, "400", "only the upgrade is missing");
                 }
                 (Err(ConnectError::UpgradeRefused { status: 401, .. }), Some(reason)) => {

@@ -63,7 +63,7 @@ async fn a_thousand_processes(count: usize) {
         assert_eq!(record.stdout, format!("{n}\n").as_bytes());
         assert_eq!(record.exit_code(), i32::try_from(n % 100).unwrap());
     }
-    soon(mux.shutdown()).await;
+    soon(mux.shutdown()).await.unwrap();
     soon(server.stop()).await;
 }
 
@@ -118,7 +118,7 @@ async fn a_round(server: &Server) {
         let record = soon(recording.record()).await;
         assert_eq!((record.stdout.len(), record.exit_code()), (65_536, 0));
     }
-    soon(mux.shutdown()).await;
+    soon(mux.shutdown()).await.unwrap();
     drop(mux);
     nothing_counted(server).await;
 }

@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use super::{
+    farewell::{Farewell, Unfinished},
     pending::RequestId,
     queue::Queue,
     socket::{self, MessageWriter},
@@ -118,6 +119,7 @@ impl Writer {
         outgoing: Outgoing,
         close_timeout: Duration,
         failed: oneshot::Sender<DisconnectReason>,
+        farewell: Rc<Farewell>,
     ) -> (Self, Answers) {
         let (stop, stopped) = oneshot::channel();
         let answers = Rc::new(RefCell::new(VecDeque::new()));
@@ -129,9 +131,11 @@ impl Writer {
             gathered: 0,
             is_first_apart: false,
             failed: None,
+            is_over: false,
         };
         let writing = Rc::new(RefCell::new(writing));
         let for_writer = Rc::downgrade(&writing);
+        let unfinished = Unfinished::new(writing.clone(), farewell);
         let run = run(writing, outgoing.clone(), is_finishing.clone());
         // Ends when the handle is dropped: after what is queued is written, or after the timeout.
         task::spawn(async move {
@@ -151,6 +155,7 @@ impl Writer {
                     let _unheard = failed.send(reason);
                 },
             }
+            unfinished.finish();
         });
         let for_answers = Answers {
             outgoing: outgoing.clone(),
@@ -203,6 +208,9 @@ impl Writer {
     /// Writes nothing more. What is queued stays: either for the next link, or its callers are told
     /// that the connection is gone, so that it must not be carried out after that.
     pub(crate) fn discard(self) {
+        if let Some(writing) = self.writing.upgrade() {
+            writing.borrow_mut().is_over = true;
+        }
         self.finish(Instant::now());
     }
 
@@ -253,7 +261,7 @@ impl Answers {
 }
 
 /// What is being written to one link.
-struct Writing {
+pub(super) struct Writing {
     writer: MessageWriter,
     outgoing: Outgoing,
     answers: Rc<RefCell<VecDeque<Frame>>>,
@@ -263,6 +271,8 @@ struct Writing {
     is_first_apart: bool,
     /// Why a write failed that was not the task's.
     failed: Option<DisconnectReason>,
+    /// Nothing may be written any more: the link is given up, or the goodbye is said.
+    pub(super) is_over: bool,
 }
 
 /// Writes what is queued, as it comes, until that is to be the end.
@@ -279,7 +289,7 @@ async fn run(
         }
         outgoing.0.changed.notified().await;
     }
-    writing.borrow_mut().writer.gather_close();
+    writing.borrow_mut().gather_close();
     poll_fn(|context| guard(|| writing.borrow_mut().writer.poll_close(context))).await
 }
 
@@ -343,6 +353,29 @@ impl Writing {
             gathered += 1;
         }
         gathered
+    }
+
+    fn gather_close(&mut self) {
+        self.is_over = true;
+        self.writer.gather_close();
+    }
+
+    /// Writes as much of what is queued as the socket takes now, and returns whether that was all. For a runtime that has
+    /// ended: nobody is woken when the socket takes more. A frame that was begun is finished first.
+    pub(super) fn write_last(&mut self) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        !self.is_over && matches!(self.poll(&mut context), Poll::Ready(Ok(())))
+    }
+
+    /// Says goodbye, as far as the socket takes it, if all that was written before has gone out.
+    pub(super) fn close_last(&mut self) {
+        if self.is_over || !self.writer.buffer.is_empty() {
+            return;
+        }
+        self.gather_close();
+        let mut context = Context::from_waker(Waker::noop());
+        // There is nobody left to tell how that went.
+        let _unheard = guard(|| self.writer.poll_close(&mut context));
     }
 
     fn gather(&mut self, frame: Frame) {

@@ -459,6 +459,17 @@ impl Queue {
         self.ordinary.push_front(request);
     }
 
+    /// Has a request wait whatever the bounds: with the control requests, or behind all that wait in the order of the
+    /// calls.
+    pub(crate) fn push_last(&mut self, request: Request) {
+        self.bytes += request.cost();
+        if request.is_control {
+            self.control.push_back(request);
+        } else {
+            self.ordinary.push_back(request);
+        }
+    }
+
     /// Returns when the first of the writes under way will have been for so long.
     pub(crate) fn next_overdue(&self, timeout: Duration) -> Option<Instant> {
         self.writing

@@ -148,8 +148,10 @@ impl Remote {
 
     /// Ends what still runs, as far as the server can be told in time.
     pub(crate) async fn leave(&self) {
-        if timeout(LEAVING, self.mux.shutdown()).await.is_err() {
-            debug!("the server was not told in time that this side leaves");
+        match timeout(LEAVING, self.mux.shutdown()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!("what ran may run on: {error}"),
+            Err(_) => debug!("the server was not told in time that this side leaves"),
         }
         // After the connection has ended, or its end would be taken for a loss.
         let server = self.embedded.borrow_mut().take();

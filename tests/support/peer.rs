@@ -132,6 +132,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         }
     }
 
+    /// Returns the socket. What was read from it and is no whole frame is lost.
+    pub fn into_socket(self) -> S {
+        self.socket
+    }
+
     pub async fn shake_hands(&mut self) {
         let initialize = self.request().await;
         assert_eq!(initialize.method, "initialize");

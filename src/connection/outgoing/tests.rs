@@ -10,9 +10,14 @@ use tokio::{
 };
 
 use super::{
-    super::queue::{Request, Turn},
+    super::{
+        calls::Calls,
+        pending::Pending,
+        queue::{Request, Turn},
+    },
     *,
 };
+use crate::protocol::{Dialect, PathSpelling};
 
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -27,7 +32,10 @@ fn start(socket: impl AsyncRead + AsyncWrite + Unpin + 'static) -> Started {
     let (_, writer) = socket::split(Box::new(socket), BytesMut::new(), 1000);
     let outgoing = Outgoing::new(Queue::new(10_000, 1_000));
     let (tell, failed) = oneshot::channel();
-    let (writer, answers) = Writer::start(writer, outgoing.clone(), CLOSE_TIMEOUT, tell);
+    let calls = Rc::new(Calls::new(Pending::after(0), outgoing.clone()));
+    let dialect = Dialect::new(PathSpelling::Uri);
+    let farewell = Farewell::new(calls, outgoing.clone(), dialect);
+    let (writer, answers) = Writer::start(writer, outgoing.clone(), CLOSE_TIMEOUT, tell, farewell);
     Started {
         writer,
         answers,
