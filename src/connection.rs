@@ -78,7 +78,7 @@ use self::{
 };
 use crate::{
     config::Config,
-    error::{CallError, DisconnectReason},
+    error::{CallError, Causes, DisconnectReason},
     protocol::{Method, Notifications, ProcessId},
     task::{Alive, Task},
 };
@@ -355,7 +355,7 @@ impl Connection {
     /// The one place where a connection ends: tells every call, the recipient of events and everyone who
     /// wants to know, once.
     fn terminate(&mut self, reason: DisconnectReason) {
-        debug!(reason:%; "disconnected");
+        debug!(reason:% = Causes(&reason); "disconnected");
         self.attempt = None;
         self.overdue = None;
         let unsent = self.drop_unsent(&reason);

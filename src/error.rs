@@ -1,10 +1,15 @@
 //! What can go wrong, one enum per operation, and the [`DisconnectReason`] they share.
+//!
+//! The text of an error leaves its cause to `source`.
+
+mod causes;
 
 mod refusal;
 mod retry;
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
+pub(crate) use self::causes::Causes;
 pub use self::refusal::StartRefusal;
 use crate::protocol::{ErrorCode, ProcessId, Unsupported};
 
@@ -140,10 +145,10 @@ pub enum DisconnectReason {
     #[error("closed by the peer in the middle of a frame")]
     CutOff,
     /// Reading from the socket failed, or panicked.
-    #[error("reading failed: {0}")]
+    #[error("reading from the socket failed")]
     ReadFailed(#[source] Arc<io::Error>),
     /// Writing to the socket failed, or panicked.
-    #[error("writing failed: {0}")]
+    #[error("writing to the socket failed")]
     WriteFailed(#[source] Arc<io::Error>),
     /// Nothing came for [`Config::silence_timeout`](crate::Config::silence_timeout), not even the
     /// answer to a ping.
@@ -162,7 +167,7 @@ pub enum DisconnectReason {
         process_id: ProcessId,
     },
     /// The connection was lost and could not be resumed.
-    #[error("the connection was lost ({lost}) and is not resumed: {why}")]
+    #[error("the connection was lost ({}) and is not resumed", Causes(.lost.as_ref()))]
     NotResumed {
         /// How it was lost.
         lost: Box<DisconnectReason>,
@@ -191,11 +196,11 @@ pub enum DisconnectReason {
         size: usize,
     },
     /// A message is not a JSON-RPC message.
-    #[error("the peer sent a message that is not JSON-RPC: {0}")]
+    #[error("the peer sent a message that is not JSON-RPC")]
     InvalidMessage(#[source] JsonError),
     /// A notification that this crate knows has params that it does not understand: what it said
     /// is lost, so the connection cannot go on as if nothing had happened.
-    #[error("the params of a {method} notification do not decode: {source}")]
+    #[error("the params of a {method} notification do not decode")]
     InvalidNotification {
         /// The method.
         method: &'static str,
@@ -214,7 +219,7 @@ pub enum ResumeError {
     /// No attempt succeeded in the time that the server keeps a session
     /// ([`Dialect::resume_window`](crate::protocol::Dialect::resume_window)) or that the configuration allows
     /// ([`Config::resume_timeout`](crate::Config::resume_timeout)).
-    #[error("{attempts} attempts in {after:?}, the last one: {last}")]
+    #[error("none of {attempts} attempts in {after:?} succeeded")]
     WindowPassed {
         /// How long it was tried.
         after: Duration,
@@ -225,7 +230,7 @@ pub enum ResumeError {
         last: Arc<ConnectError>,
     },
     /// The server, or something before it, refused in a way that waiting does not change.
-    #[error("{0}")]
+    #[error("the server, or something before it, refuses the session")]
     Refused(#[source] Arc<ConnectError>),
 }
 
@@ -269,7 +274,7 @@ pub enum CallError {
         queued_bytes: usize,
     },
     /// The connection is gone. A call that was already sent may have been carried out.
-    #[error("no answer to {method}: the connection is gone: {reason}")]
+    #[error("no answer to {method}: the connection is gone")]
     Disconnected {
         /// The method called.
         method: &'static str,
@@ -283,7 +288,7 @@ pub enum CallError {
     /// out the call. It was not repeated, as it may not be done twice, or was several times, and the
     /// connection was lost each time. The connection may have been
     /// resumed: look, and decide.
-    #[error("it is not known whether {method} was carried out: the connection was lost: {reason}")]
+    #[error("it is not known whether {method} was carried out: the connection was lost")]
     OutcomeUnknown {
         /// The method called.
         method: &'static str,
@@ -300,6 +305,25 @@ pub enum CallError {
         /// The process.
         process_id: ProcessId,
     },
+    /// A write to the stdin of a process failed because nobody consumes the output of that process: its session is full, so
+    /// the process cannot write, and does not read its stdin. Have the session consume while you write. The cause says what
+    /// became of the write. Told by [`Mux::write`](crate::Mux::write), where the server holds the process back
+    /// ([`Session::hold_back`](crate::Session::hold_back)) or the session has chosen
+    /// [`Overflow::Block`](crate::Overflow::Block).
+    #[error(
+        "{method} failed: nobody consumes the output of process {process_id}, of which its session holds {unconsumed} \
+         bytes, so that the process does not read its stdin; consume its output while writing to it"
+    )]
+    OutputNotConsumed {
+        /// The method called.
+        method: &'static str,
+        /// The process.
+        process_id: ProcessId,
+        /// What the session holds, in bytes, as its budget counts them.
+        unconsumed: usize,
+        /// How the write failed.
+        source: Box<CallError>,
+    },
     /// The server cannot do it, and nothing else helps. Nothing was sent.
     #[error("{method} not sent: the server does not have the capability {capability}: {remedy}")]
     Unsupported {
@@ -312,7 +336,7 @@ pub enum CallError {
     },
     /// The helper process that was to do it, as the server cannot, has not
     /// ([`StartProcess::helper_processes`](crate::StartProcess::helper_processes)).
-    #[error("{method} not carried out: the helper process {source}")]
+    #[error("{method} not carried out by a helper process")]
     HelperFailed {
         /// The method called.
         method: &'static str,
@@ -320,7 +344,7 @@ pub enum CallError {
         source: HelperFailure,
     },
     /// The request cannot be sent as it is. Nothing was sent.
-    #[error("{method} not sent: {source}")]
+    #[error("{method} not sent: the request is not valid")]
     InvalidRequest {
         /// The method called.
         method: &'static str,
@@ -328,7 +352,7 @@ pub enum CallError {
         source: InvalidRequest,
     },
     /// The server's answer is not what the method answers with.
-    #[error("the answer to {method} does not decode: {source}")]
+    #[error("the answer to {method} does not decode")]
     InvalidResponse {
         /// The method called.
         method: &'static str,
@@ -362,23 +386,25 @@ impl CallError {
 pub enum HelperFailure {
     /// There is no record of the process: the directory for temporary files could not be written to from
     /// within it. Or the record is not its user's own.
-    #[error("finds no record of the process, which could not write one to the temporary directory")]
+    #[error(
+        "the helper finds no record of the process, which could not write one to the temporary directory"
+    )]
     NotRecorded,
     /// The process runs, but not under the pid that it knows of itself: it is in a sandbox. Or nothing there
     /// tells when a process began, neither `/proc` nor `ps -o lstart`.
-    #[error("does not see the process, which a sandbox may hide")]
+    #[error("the helper does not see the process, which a sandbox may hide")]
     NotFound,
     /// The process does not run on a pty.
-    #[error("is not started: the process has no terminal")]
+    #[error("the helper is not started: the process has no terminal")]
     NoTerminal,
     /// It could not be registered.
-    #[error("is not started: {0}")]
+    #[error("the helper is not started")]
     NotStarted(#[source] RegisterError),
     /// It will not be known how it has ended.
-    #[error("is lost: {0}")]
+    #[error("the helper is lost")]
     Lost(#[source] FailureReason),
     /// It has ended with an error.
-    #[error("failed{}: {said}", exit_code_text(.exit_code))]
+    #[error("the helper failed{}: {said}", exit_code_text(.exit_code))]
     Failed {
         /// Its exit code, if the server told it.
         exit_code: Option<i32>,
@@ -418,7 +444,7 @@ pub enum InvalidRequest {
     #[error("a terminal must have at least one row and one column")]
     EmptyTerminal,
     /// A param does not serialise.
-    #[error("{field} does not serialise: {source}")]
+    #[error("{field} does not serialise")]
     Unserializable {
         /// The param.
         field: &'static str,
@@ -446,7 +472,7 @@ pub enum RegisterError {
     #[error("the session given for process {0} has stopped")]
     SessionStopped(ProcessId),
     /// The connection is gone.
-    #[error("the connection is gone: {0}")]
+    #[error("the connection is gone")]
     Disconnected(#[source] DisconnectReason),
 }
 
@@ -477,7 +503,7 @@ impl StartError {
 #[non_exhaustive]
 pub enum FailureReason {
     /// The connection is gone. The process may still run.
-    #[error("the connection is gone: {0}")]
+    #[error("the connection is gone")]
     Disconnected(#[source] DisconnectReason),
     /// The session did not consume its output: more than its budget is queued to it, and it has chosen
     /// [`Overflow::Fail`](crate::Overflow::Fail). Its process was terminated.

@@ -36,7 +36,7 @@
 //!         match event {
 //!             SessionEvent::Output(output) => print!("{}", output.chunk.escape_ascii()),
 //!             SessionEvent::Closed(closed) => println!("exit code {:?}", closed.exit_code),
-//!             SessionEvent::Failed(failed) => eprintln!("failed: {}", failed.reason),
+//!             SessionEvent::Failed(failed) => eprintln!("failed: {:?}", failed.reason),
 //!             _ => {}
 //!         }
 //!     }
@@ -68,7 +68,8 @@
 //! - [`protocol`]: the methods, one struct each, and what they answer with.
 //! - [`ConnectError`], [`CallError`], [`StartError`], [`RegisterError`], [`ShutdownError`]: one enum per operation;
 //!   [`StartRefusal`]: why a server did not start a process;
-//!   [`DisconnectReason`], [`ResumeError`] and [`FailureReason`]: why things end; [`HelperFailure`].
+//!   [`DisconnectReason`], [`ResumeError`] and [`FailureReason`]: why things end; [`HelperFailure`]. The text of an error
+//!   leaves its cause to [`source`](std::error::Error::source): print the whole chain, as `{:#}` of anyhow does.
 //!
 //! # Features
 //!

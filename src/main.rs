@@ -17,6 +17,8 @@ mod each;
 mod embedded;
 #[path = "main/info.rs"]
 mod info;
+#[path = "main/problem.rs"]
+mod problem;
 #[path = "main/run.rs"]
 mod run;
 #[path = "main/serve.rs"]

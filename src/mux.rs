@@ -28,7 +28,10 @@ use crate::{
         TerminalSize, Terminate, Terminated, Unsupported, Walk, WalkOptions, Walked, WriteBlock,
         WriteFile, WriteStdin, Written,
     },
-    router::{Outcome, Register, Router, Session, Shutdown, ShutdownError, Start, Unregister},
+    router::{
+        FindUnconsumed, Outcome, Register, Router, Session, Shutdown, ShutdownError, Start,
+        Unregister,
+    },
 };
 
 /// A connection to an exec-server, with all that runs over it.
@@ -284,18 +287,46 @@ impl Mux {
 
     /// Writes to the stdin of a process: see [`WriteStdin`]. The server accepts some 128 writes that the
     /// process does not read; the one after blocks all calls of the connection, until the process counts
-    /// as [`Stuck`](CallError::Stuck).
+    /// as [`Stuck`](CallError::Stuck). A process that waits for its output to be consumed does not read either: consume while
+    /// you write.
     ///
     /// # Errors
     ///
-    /// See [`CallError`]; an unknown process is not an error but a
-    /// [`WriteStatus`](crate::protocol::WriteStatus).
+    /// See [`CallError`]; [`OutputNotConsumed`](CallError::OutputNotConsumed) where that is why the process does not read. An
+    /// unknown process is not an error but a [`WriteStatus`](crate::protocol::WriteStatus).
     pub async fn write(
         &self,
         process_id: impl Into<ProcessId>,
         chunk: impl Into<Bytes>,
     ) -> Result<Written, CallError> {
-        self.call(WriteStdin::new(process_id, chunk)).await
+        let process_id = process_id.into();
+        let written = self.call(WriteStdin::new(&process_id, chunk)).await;
+        match written {
+            Err(
+                error @ (CallError::DeadlineExceeded { .. }
+                | CallError::Overloaded { .. }
+                | CallError::Stuck { .. }),
+            ) => Err(self.name_unconsumed(process_id, error).await),
+            written => written,
+        }
+    }
+
+    /// Names what a failed write waited for, if that is the output of its own process. The router knows of output, the
+    /// connection of writes.
+    async fn name_unconsumed(&self, process_id: ProcessId, error: CallError) -> CallError {
+        let find = FindUnconsumed {
+            process_id: process_id.clone(),
+        };
+        // A router that is gone knows of none.
+        match self.router.send(find).await {
+            Ok(Some(unconsumed)) => CallError::OutputNotConsumed {
+                method: WriteStdin::NAME,
+                process_id,
+                unconsumed,
+                source: Box::new(error),
+            },
+            Ok(None) | Err(_) => error,
+        }
     }
 
     /// Ends the input of a process with pipes, behind the writes made before: see [`CloseStdin`].

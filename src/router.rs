@@ -7,6 +7,7 @@
 //! | [`Register`] | `Result<(), RegisterError>` | anyone |
 //! | [`Unregister`] | `Option<u64>` | anyone |
 //! | [`Shutdown`] | `Result<(), ShutdownError>` | anyone |
+//! | `FindUnconsumed` | `Option<usize>` | the mux, to tell why a write failed |
 //! | `FindRecord` | `Found` | the mux, to have a helper process do what the server cannot |
 //! | `ConnectionEvent` | when it is taken | the connection |
 //! | `StartEnded`, `ReadEnded`, `Settled`, `RecordRemoved` | – | the router's own calls |
@@ -65,6 +66,7 @@ use self::{
     shutdown::{Draining, Waiting},
 };
 pub(crate) use self::{
+    consumption::FindUnconsumed,
     healing::is_unknown_process,
     record::{FindRecord, Found},
     shutdown::Outcome,

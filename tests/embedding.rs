@@ -6,7 +6,7 @@
 
 mod support;
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, error::Error as _, time::Duration};
 
 use actix::{Actor, Addr, Arbiter, Context, Handler, Message, MessageResult};
 use actix_web::{App, HttpResponse, HttpServer, ResponseError, http::StatusCode, web};
@@ -64,7 +64,9 @@ impl Handler<SessionEvent> for Jobs {
                 self.end(closed.process_id, format!("[{code}]"));
             }
             SessionEvent::Failed(failed) => {
-                self.end(failed.process_id, format!("[{}]", failed.reason))
+                let cause = failed.reason.source().map(ToString::to_string);
+                let cause = cause.unwrap_or_default();
+                self.end(failed.process_id, format!("[{}: {cause}]", failed.reason));
             }
             _ => {}
         }

@@ -8,12 +8,20 @@ mod support;
 use std::time::Duration;
 
 use execmux::{
-    Config, FailureReason, Mux, Overflow, ProcessId, Session, SessionEvent, SessionEvents,
-    Shutdown, Start, StartProcess,
+    CallError, Config, FailureReason, Mux, Overflow, ProcessId, Session, SessionEvent,
+    SessionEvents, Shutdown, Start, StartProcess,
     protocol::ReadProcess,
     server::{Server, ServerConfig},
 };
-use support::{checked, proxy::Proxy, recorder::Recorder, soon};
+use futures_util::FutureExt as _;
+use serde_json::json;
+use support::{
+    checked,
+    peer::{self, Peer},
+    proxy::Proxy,
+    recorder::Recorder,
+    soon,
+};
 
 /// More than the server retains, than a session may hold, and than sockets and pipes do.
 const BYTES: usize = 24_000_000;
@@ -350,4 +358,81 @@ async fn p5_a_process_is_not_held_back_for_a_session_that_would_not_have_it() {
         soon(server.stop()).await;
     })
     .await;
+}
+
+/// Starts a process on a scripted server, whose output nobody consumes: more than half of what the session may hold.
+async fn start_unconsumed(mux: &Mux, peer: &mut Peer, overflow: Overflow) -> SessionEvents {
+    let (session, events) = Session::stream();
+    let started = mux.start(shell(&"p".into(), "cat"), session.overflow(overflow));
+    let answering = async {
+        let request = peer.expect("process/start").await;
+        peer.answer(&request, json!({"processId": "p"})).await;
+    };
+    soon(async { tokio::join!(started, answering) })
+        .await
+        .0
+        .unwrap();
+    for seq in 1..=12 {
+        peer.output("p", seq, "stdout", &"x".repeat(1000)).await;
+    }
+    events
+}
+
+#[actix::test]
+async fn p7_a_write_that_waits_for_its_own_output_to_be_consumed_says_so() {
+    tokio::time::pause();
+    for overflow in [Overflow::Heal, Overflow::Block] {
+        checked(async {
+            let mut config = peer::config();
+            config.session_budget = 12_000;
+            config.max_queued_stdin_bytes = 1000;
+            config.write_timeout = Duration::MAX;
+            // One server holds the process back; before the other, the session stops the socket.
+            let holds_back = overflow == Overflow::Heal;
+            let capabilities = json!({"processOutputWindow": holds_back});
+            let environment = json!({"cwd": null, "capabilities": capabilities});
+            let initialized = json!({"sessionId": "5e5510", "environmentInfo": environment});
+            let (mux, mut peer, _dials) = Peer::connect_resumable(config, initialized).await;
+            let mut events = start_unconsumed(&mux, &mut peer, overflow).await;
+            let write = |size: usize| {
+                let mux = mux.clone();
+                actix::spawn(async move { mux.write("p", vec![b'x'; size]).await })
+            };
+            let (first, second) = (write(10), write(2000));
+            peer.expect("process/write").await;
+            // The queue of writes is full.
+            match soon(write(2000)).await.unwrap() {
+                Err(CallError::OutputNotConsumed {
+                    unconsumed, source, ..
+                }) if unconsumed > 5000 && matches!(*source, CallError::Overloaded { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+            // The process does not read, and so the server does not answer.
+            for written in [first, second] {
+                match soon(written).await.unwrap() {
+                    Err(error @ CallError::OutputNotConsumed { .. }) => {
+                        let source = std::error::Error::source(&error).unwrap();
+                        let source = source.downcast_ref::<Box<CallError>>().unwrap();
+                        assert!(
+                            matches!(**source, CallError::DeadlineExceeded { .. }),
+                            "{source:?}"
+                        );
+                        assert!(error.to_string().contains("consume its output"), "{error}");
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            // Where the output is consumed, it is not to blame.
+            while events.recv().now_or_never().is_some() {}
+            tokio::task::yield_now().await;
+            while events.recv().now_or_never().is_some() {}
+            let last = soon(write(10)).await.unwrap();
+            assert!(
+                matches!(last, Err(CallError::DeadlineExceeded { .. })),
+                "{last:?}"
+            );
+            drop(events);
+        })
+        .await;
+    }
 }

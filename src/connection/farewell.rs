@@ -12,7 +12,7 @@ use log::debug;
 use super::{
     calls::Calls,
     outgoing::{Outgoing, Writing},
-    queue::Request,
+    queue::{Request, Turn},
 };
 use crate::protocol::{Dialect, ProcessId, Terminate, jsonrpc};
 
@@ -90,7 +90,10 @@ impl Farewell {
                 self.outgoing.queue_quietly().push_last(Request {
                     id,
                     json: json.into(),
-                    is_control: !survivor.is_starting,
+                    turn: match survivor.is_starting {
+                        true => Turn::Ordinary,
+                        false => Turn::Control,
+                    },
                 });
             }
         }

@@ -463,10 +463,9 @@ impl Queue {
     /// calls.
     pub(crate) fn push_last(&mut self, request: Request) {
         self.bytes += request.cost();
-        if request.is_control {
-            self.control.push_back(request);
-        } else {
-            self.ordinary.push_back(request);
+        match request.turn {
+            Turn::Control => self.control.push_back(request),
+            Turn::Ordinary | Turn::Start => self.ordinary.push_back(request),
         }
     }
 

@@ -14,7 +14,7 @@ use super::{
     pending::Entry,
 };
 use crate::{
-    error::{CallError, ConnectError, DisconnectReason},
+    error::{CallError, Causes, ConnectError, DisconnectReason},
     protocol::SessionId,
     task::Task,
 };
@@ -63,7 +63,7 @@ impl Connection {
             .lifecycle
             .lost(reason.clone(), was_useful, Instant::now());
         if let Next::Dial { .. } = next {
-            debug!(reason:%; "the link is lost");
+            debug!(reason:% = Causes(&reason); "the link is lost");
             self.discard_link();
             self.probed = None;
             // First the router, so that it does not make calls for what it is about to miss.
@@ -170,7 +170,7 @@ impl Handler<Attempted> for Connection {
                 self.announce();
             }
             Err(error) => {
-                debug!(error:%; "not resumed yet");
+                debug!(error:% = Causes(&error); "not resumed yet");
                 let next = self.lifecycle.attempt_failed(error, Instant::now());
                 if let Next::Dial { .. } = next {
                     self.announce();

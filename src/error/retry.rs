@@ -19,6 +19,7 @@ impl CallError {
     /// | [`Disconnected`](Self::Disconnected) | false | **true if it was not sent**, over a new connection |
     /// | [`OutcomeUnknown`](Self::OutcomeUnknown) | false | false: it may have been carried out |
     /// | [`Stuck`](Self::Stuck) | false | false: part of the input may have been read |
+    /// | [`OutputNotConsumed`](Self::OutputNotConsumed) | false | false: part of the input may have been read |
     /// | [`Unsupported`](Self::Unsupported) | false | false: this server never can |
     /// | [`HelperFailed`](Self::HelperFailed) | false | as the reason for which a helper was not started; else false |
     /// | [`InvalidRequest`](Self::InvalidRequest) | false | false: the request itself is wrong |
@@ -43,6 +44,7 @@ impl CallError {
             | CallError::Disconnected { .. }
             | CallError::OutcomeUnknown { .. }
             | CallError::Stuck { .. }
+            | CallError::OutputNotConsumed { .. }
             | CallError::Unsupported { .. }
             | CallError::HelperFailed { .. }
             | CallError::InvalidRequest { .. }
@@ -71,6 +73,7 @@ impl CallError {
             | CallError::DeadlineExceeded { .. }
             | CallError::OutcomeUnknown { .. }
             | CallError::Stuck { .. }
+            | CallError::OutputNotConsumed { .. }
             | CallError::Unsupported { .. }
             | CallError::InvalidRequest { .. }
             | CallError::InvalidResponse { .. } => false,
@@ -158,6 +161,7 @@ impl ConnectError {
     /// | [`HandshakeTimeout`](Self::HandshakeTimeout), [`HandshakeDisconnected`](Self::HandshakeDisconnected) | **true** |
     /// | [`UpgradeRefused`](Self::UpgradeRefused) | **true for the statuses 408, 425, 429, 502, 503 and 504**, which tell of a state that passes |
     /// | [`HandshakeRejected`](Self::HandshakeRejected) | **true for [`ErrorCode::SESSION_ATTACHED`]** |
+    /// | [`StillAttached`](Self::StillAttached) | **true** |
     /// | [`InvalidUrl`](Self::InvalidUrl), [`PlaintextCredentials`](Self::PlaintextCredentials), [`InvalidCredentials`](Self::InvalidCredentials) | false: the configuration is wrong |
     /// | [`NotWebSocket`](Self::NotWebSocket), [`NotExecServer`](Self::NotExecServer) | false: something else listens there |
     pub fn is_retryable(&self) -> bool {
@@ -165,7 +169,8 @@ impl ConnectError {
             ConnectError::Timeout { .. }
             | ConnectError::Unreachable { .. }
             | ConnectError::HandshakeTimeout { .. }
-            | ConnectError::HandshakeDisconnected { .. } => true,
+            | ConnectError::HandshakeDisconnected { .. }
+            | ConnectError::StillAttached { .. } => true,
             ConnectError::UpgradeRefused { status, .. } => {
                 matches!(status, 408 | 425 | 429 | 502..=504)
             }

@@ -14,7 +14,7 @@ use execmux::{
 };
 use log::{debug, warn};
 
-use crate::embedded;
+use crate::{embedded, problem::told};
 
 /// How long it may take to tell the server that this side leaves.
 pub(crate) const LEAVING: Duration = Duration::from_secs(1);
@@ -150,7 +150,7 @@ impl Remote {
     pub(crate) async fn leave(&self) {
         match timeout(LEAVING, self.mux.shutdown()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!("what ran may run on: {error}"),
+            Ok(Err(error)) => debug!("what ran may run on: {}", told(&error)),
             Err(_) => debug!("the server was not told in time that this side leaves"),
         }
         // After the connection has ended, or its end would be taken for a loss.
@@ -186,7 +186,7 @@ fn connect_problem(error: &ConnectError) -> String {
         ConnectError::Unreachable { .. } => "; is an exec-server running there?",
         _ => "",
     };
-    format!("{error}{advice}")
+    format!("{}{advice}", told(error))
 }
 
 /// Says that the commands go on unheard.

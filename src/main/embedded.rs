@@ -6,6 +6,8 @@ use execmux::{
     server::{Auth, Server, ServerConfig},
 };
 
+use crate::problem::told;
+
 /// Starts it, and returns how to connect to it. Only this program can: it asks for a token.
 pub(crate) async fn start() -> Result<(Server, Config), String> {
     let token = token()?;
@@ -13,7 +15,7 @@ pub(crate) async fn start() -> Result<(Server, Config), String> {
     config.auth = Auth::Token(token.clone());
     let server = Server::start(config)
         .await
-        .map_err(|error| format!("cannot start a server in this program: {error}"))?;
+        .map_err(|error| format!("cannot start a server in this program: {}", told(&error)))?;
     let mut config = Config::new(server.url());
     config.bearer_token = Some(token);
     Ok((server, config))

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
     connect::{LEAVING, PlaceOptions, Remote, ServerOptions},
+    problem::told,
     signals::{self, BROKEN_PIPE, Signal},
     stdin,
     terminal::{self, Raw},
@@ -187,7 +188,7 @@ impl Start {
         let started = send(remote, process, input.clone(), terminal.clone()).await;
         match (started, plain) {
             (Err(StartError::Call(error @ CallError::Rejected { .. })), Some(plain)) => {
-                debug!("the command is started without a shell: {error}");
+                debug!("the command is started without a shell: {}", told(&error));
                 send(remote, plain, input, terminal).await
             }
             (started, _) => started,
@@ -251,7 +252,7 @@ impl Command {
             tokio::select! {
                 started = &mut start, if !is_started => {
                     let started: Result<Started, StartError> = started;
-                    started.map_err(|error| error.to_string())?;
+                    started.map_err(|error| told(&error))?;
                     is_started = true;
                     if self.is_raw {
                         raw = Raw::enter().map_err(|error| format!("cannot make the terminal raw: {error}"))?;
@@ -352,7 +353,7 @@ fn pass_on(remote: &Remote, process_id: &ProcessId, signal: Signal) {
             sent => sent.map(|_| ()),
         };
         if let Err(error) = done {
-            warn!("cannot pass {signal:?} on to the command: {error}");
+            warn!("cannot pass {signal:?} on to the command: {}", told(&error));
         }
     });
 }
@@ -362,7 +363,7 @@ async fn resize(remote: &Remote, process_id: &ProcessId) {
     if let Some(size) = terminal::size()
         && let Err(error) = remote.mux.resize(process_id, size).await
     {
-        debug!("the command's terminal is not resized: {error}");
+        debug!("the command's terminal is not resized: {}", told(&error));
     }
 }
 
@@ -404,7 +405,7 @@ impl Handler<SessionEvent> for Terminal {
                 exit_code: closed.exit_code,
             }),
             SessionEvent::Failed(failed) => self.end(Outcome::Failed {
-                reason: failed.reason.to_string(),
+                reason: told(&failed.reason),
             }),
             SessionEvent::Gap(gap) => warn!(
                 "some output is lost, between its pieces {} and {}",

@@ -14,7 +14,10 @@ use clap::Args;
 use execmux::server::{Auth, Server, ServerConfig, ServerError, SignedToken};
 use log::warn;
 
-use crate::signals::{self, Signal};
+use crate::{
+    problem::told,
+    signals::{self, Signal},
+};
 
 /// Serves processes and files to clients, with the rights of this program
 #[derive(Debug, Args)]
@@ -117,10 +120,9 @@ fn start_problem(error: &ServerError, secret_file: Option<&Path>) -> String {
         error,
         ServerError::WeakSecret { .. } | ServerError::UnusableSecret { .. }
     );
-    match (std::error::Error::source(error), secret_file) {
-        (Some(cause), _) => format!("{error}: {cause}"),
-        (None, Some(file)) if is_secret => format!("{error} (in {})", file.display()),
-        (None, _) => error.to_string(),
+    match secret_file {
+        Some(file) if is_secret => format!("{} (in {})", told(error), file.display()),
+        Some(_) | None => told(error),
     }
 }
 

@@ -11,7 +11,7 @@ use execmux::{ProcessId, protocol::WriteStatus};
 use log::{debug, warn};
 use tokio::sync::mpsc;
 
-use crate::connect::Remote;
+use crate::{connect::Remote, problem::told};
 
 /// Forwards our stdin until it ends or the command does not take it.
 pub(crate) async fn forward(remote: &Remote, process_id: &ProcessId, tty: bool) {
@@ -27,7 +27,7 @@ pub(crate) async fn forward(remote: &Remote, process_id: &ProcessId, tty: bool) 
                 return;
             }
             Err(error) => {
-                warn!("stdin is not forwarded any more: {error}");
+                warn!("stdin is not forwarded any more: {}", told(&error));
                 return;
             }
         }
@@ -42,7 +42,10 @@ pub(crate) async fn forward(remote: &Remote, process_id: &ProcessId, tty: bool) 
     if remote.capabilities.close_stdin {
         match mux.close_stdin(process_id).await {
             Ok(closed) => debug!("stdin has ended: {:?}", closed.status),
-            Err(error) => warn!("cannot tell the command that stdin has ended: {error}"),
+            Err(error) => warn!(
+                "cannot tell the command that stdin has ended: {}",
+                told(&error)
+            ),
         }
         return;
     }

@@ -1,7 +1,7 @@
 //! What sessions consume: what they have missed is read then, and a server that holds their processes back is
 //! told.
 
-use actix::{Handler, Message};
+use actix::{Handler, Message, MessageResult};
 
 use super::{Router, routes::RouteKey};
 use crate::{connection::TellConsumed, protocol::ProcessId};
@@ -14,6 +14,15 @@ pub(super) struct CreditReturned {
 
 impl Message for CreditReturned {
     type Result = ();
+}
+
+/// Asks how many bytes of the output of a process its session holds, if the process waits for them to be consumed.
+pub(crate) struct FindUnconsumed {
+    pub(crate) process_id: ProcessId,
+}
+
+impl Message for FindUnconsumed {
+    type Result = Option<usize>;
 }
 
 impl Router {
@@ -49,5 +58,14 @@ impl Handler<CreditReturned> for Router {
             self.read_next(context);
             self.unpark(context);
         }
+    }
+}
+
+impl Handler<FindUnconsumed> for Router {
+    type Result = MessageResult<FindUnconsumed>;
+
+    fn handle(&mut self, find: FindUnconsumed, _: &mut Self::Context) -> Self::Result {
+        let route = self.routes.get_mut(find.process_id.as_str());
+        MessageResult(route.and_then(|route| route.delivery.holds_up()))
     }
 }

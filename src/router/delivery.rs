@@ -133,6 +133,14 @@ impl Delivery {
         self.window.is_on()
     }
 
+    /// Returns how many bytes the session holds, if that is what its process waits for: where the server holds the process
+    /// back, or nothing is read from the socket before the session consumes.
+    pub(crate) fn holds_up(&self) -> Option<usize> {
+        let held = self.budget.held();
+        let is_blocking = self.overflow == Overflow::Block && held > self.budget.limit() / 2;
+        (is_blocking || self.window.is_behind(self.budget.taken())).then_some(held)
+    }
+
     /// Returns the `seq` up to which the session has newly consumed so much that the server is to be told.
     pub(crate) fn consumed(&mut self) -> Option<u64> {
         let consumed = self.window.consumed(self.budget.returned());

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::{Router, delivery::Fruitless, parking::Following, routes::RouteKey};
 use crate::{
     connection::{Call, Dispatch, ReplySlot, decode_response},
-    error::CallError,
+    error::{CallError, Causes},
     protocol::{ProcessId, ReadProcess, Repeat, RetainedOutput, words},
 };
 
@@ -214,7 +214,7 @@ impl Router {
                     }
                 }
                 Err(error) => {
-                    debug!(process_id:%, error:%; "cannot read what a session has missed");
+                    debug!(process_id:%, error:% = Causes(&error); "cannot read what a session has missed");
                     route
                         .delivery
                         .fail_read(number, fruitless(&error, is_parked), now, deliver)
@@ -239,6 +239,7 @@ fn fruitless(error: &CallError, is_parked: bool) -> Fruitless {
         CallError::DeadlineExceeded { .. }
         | CallError::Overloaded { .. }
         | CallError::Stuck { .. }
+        | CallError::OutputNotConsumed { .. }
         | CallError::Disconnected { .. }
         | CallError::OutcomeUnknown { .. } => Fruitless::Unanswered,
     }

@@ -6,7 +6,7 @@ use log::debug;
 use super::Router;
 use crate::{
     connection::{Call, Dispatch, ReplySlot},
-    error::CallError,
+    error::{CallError, Causes},
     protocol::{ProcessId, ReleaseOutput, Repeat, Terminate},
 };
 
@@ -94,7 +94,7 @@ impl ReplySlot for SettleSlot {
                 | CallError::OutcomeUnknown { .. },
             ) => Some(orphan),
             Err(error) => {
-                debug!(process_id:% = orphan.process_id, fate:?, error:%; "not done");
+                debug!(process_id:% = orphan.process_id, fate:?, error:% = Causes(&error); "not done");
                 None
             }
             Ok(_) => None,

@@ -9,7 +9,7 @@ use log::debug;
 use super::{Router, routes::Route};
 use crate::{
     connection::{Call, Dispatch, ReplySlot},
-    error::CallError,
+    error::{CallError, Causes},
     protocol::{ProcessId, Record, Repeat},
 };
 
@@ -133,7 +133,7 @@ impl ReplySlot for RemoveSlot {
                 | CallError::OutcomeUnknown { .. },
             ) => Some(record),
             Err(error) => {
-                debug!(error:%; "the record of a process stays behind");
+                debug!(error:% = Causes(&error); "the record of a process stays behind");
                 None
             }
         };

@@ -181,6 +181,7 @@ impl StartSlot {
                 CallError::Rejected { .. }
                 | CallError::Overloaded { .. }
                 | CallError::Stuck { .. }
+                | CallError::OutputNotConsumed { .. }
                 | CallError::Unsupported { .. }
                 | CallError::HelperFailed { .. }
                 | CallError::InvalidRequest { .. },

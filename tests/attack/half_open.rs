@@ -171,7 +171,7 @@ async fn p6_a_network_that_goes_silent_loses_nothing() {
             let said = String::from_utf8_lossy(&record.stdout).into_owned();
             assert_eq!(said, "one\ntwo\nthree\n", "{}", case.name);
             assert_eq!((record.exit_code(), record.gaps), (7, 0), "{}", case.name);
-            soon(mux.shutdown()).await;
+            soon(mux.shutdown()).await.unwrap();
             drop(proxy);
             soon(server.stop()).await;
         })

@@ -224,6 +224,7 @@ fn each_connect_error_tells_whether_to_try_again() {
     let status = |status| ConnectError::UpgradeRefused {
         server: server(),
         status,
+        retry_after: None,
     };
     let refused = |code| ConnectError::HandshakeRejected {
         server: server(),

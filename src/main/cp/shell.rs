@@ -10,7 +10,10 @@ use execmux::{
 };
 
 use super::transfer::{Problem, SLOW};
-use crate::connect::{DEFAULT_PATH, Remote};
+use crate::{
+    connect::{DEFAULT_PATH, Remote},
+    problem::told,
+};
 
 /// The most that a script may write. The longest answers are a byte for each path of a command, and these are
 /// shorter than this together.
@@ -48,7 +51,7 @@ impl fmt::Display for Failure {
 
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
-        let problem = error.to_string();
+        let problem = told(&error);
         match error {
             // It will not go better.
             StartError::Call(CallError::Disconnected { .. })
@@ -129,7 +132,7 @@ async fn follow(mut events: SessionEvents) -> Result<Vec<u8>, Failure> {
                 };
             }
             SessionEvent::Failed(failed) => {
-                let problem = failed.reason.to_string();
+                let problem = told(&failed.reason);
                 return Err(Failure::Unknown(match failed.reason {
                     FailureReason::Disconnected(_) => Problem::Other(problem),
                     _ => Problem::Interrupted(problem),

@@ -27,7 +27,7 @@ use super::{
     place::{self, Placed},
     tree::File,
 };
-use crate::connect::Remote;
+use crate::{connect::Remote, problem::told};
 
 /// The most that servers take or give at once.
 const BLOCK: usize = 1 << 20;
@@ -72,20 +72,20 @@ impl Problem {
 impl From<CallError> for Problem {
     fn from(error: CallError) -> Self {
         match &error {
-            CallError::OutcomeUnknown { .. } => Problem::Interrupted(error.to_string()),
+            CallError::OutcomeUnknown { .. } => Problem::Interrupted(told(&error)),
             CallError::Rejected {
                 method: ReadBlock::NAME | WriteBlock::NAME,
                 code: ErrorCode::NOT_FOUND,
                 ..
-            } => Problem::Interrupted(error.to_string()),
-            _ => Problem::Other(error.to_string()),
+            } => Problem::Interrupted(told(&error)),
+            _ => Problem::Other(told(&error)),
         }
     }
 }
 
 impl From<io::Error> for Problem {
     fn from(error: io::Error) -> Self {
-        Problem::Other(error.to_string())
+        Problem::Other(told(&error))
     }
 }
 
@@ -104,12 +104,12 @@ impl Transfer {
             Way::Up => {
                 let create = CreateDirectory::new(path).recursive(true);
                 let created = self.remote.mux.call(create).await;
-                created.map(|_| ()).map_err(|error| error.to_string())
+                created.map(|_| ()).map_err(|error| told(&error))
             }
             Way::Down => {
                 let path = path.to_owned();
                 let created = local::blocking(move || fs::create_dir_all(path)).await;
-                created.map_err(|error| error.to_string())
+                created.map_err(|error| told(&error))
             }
         };
         created.map_err(|problem| format!("cannot create {}: {problem}", path.display()))
@@ -329,7 +329,7 @@ impl Transfer {
                 // The connection was lost meanwhile. Removing it twice does no harm.
                 Err(CallError::OutcomeUnknown { .. }) => {}
                 Err(error) => {
-                    warn!("remote:{} is left: {error}", path.display());
+                    warn!("remote:{} is left: {}", path.display(), told(&error));
                     return;
                 }
             }
@@ -348,7 +348,7 @@ impl Transfer {
 
 /// A task of ours that panicked.
 fn failed(error: tokio::task::JoinError) -> Problem {
-    Problem::Other(error.to_string())
+    Problem::Other(told(&error))
 }
 
 /// Checks a size that is known.

@@ -13,7 +13,7 @@ use execmux::{
 use tokio::task::JoinSet;
 
 use super::{local, permissions};
-use crate::connect::Remote;
+use crate::{connect::Remote, problem::told};
 
 /// A file to copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -237,13 +237,13 @@ async fn there(remote: &Remote, path: &Path) -> Result<Option<Metadata>, String>
             code: ErrorCode::NOT_FOUND,
             ..
         }) => Ok(None),
-        Err(error) => Err(format!("remote:{}: {error}", path.display())),
+        Err(error) => Err(format!("remote:{}: {}", path.display(), told(&error))),
     }
 }
 
 /// The entries of a folder of the server.
 async fn list(remote: &Remote, folder: &Path) -> Result<Vec<(String, Metadata)>, String> {
-    let problem = |error: CallError| format!("remote:{}: {error}", folder.display());
+    let problem = |error: CallError| format!("remote:{}: {}", folder.display(), told(&error));
     let listing = remote.mux.read_directory(folder).await.map_err(problem)?;
     let mut names: Vec<String> = listing.entries.into_iter().map(|it| it.file_name).collect();
     names.sort_unstable_by(|a, b| b.cmp(a));

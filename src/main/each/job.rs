@@ -9,6 +9,7 @@ use execmux::{
 use tokio::time::Instant;
 
 use super::report::Printer;
+use crate::problem::told;
 
 /// Exit code that a shell gives to a command that it cannot start.
 const NOT_STARTED: i32 = 127;
@@ -54,10 +55,8 @@ impl From<StartError> for End {
     fn from(error: StartError) -> Self {
         match error {
             StartError::Register(RegisterError::Disconnected(_))
-            | StartError::Call(CallError::Disconnected { .. }) => {
-                End::Disconnected(error.to_string())
-            }
-            error => End::Problem(error.to_string()),
+            | StartError::Call(CallError::Disconnected { .. }) => End::Disconnected(told(&error)),
+            error => End::Problem(told(&error)),
         }
     }
 }
@@ -91,7 +90,7 @@ impl Job {
                         );
                     }
                     Some(SessionEvent::Failed(failed)) => {
-                        let reason = failed.reason.to_string();
+                        let reason = told(&failed.reason);
                         break match failed.reason {
                             FailureReason::Disconnected(_) => End::Disconnected(reason),
                             _ => End::Problem(reason),

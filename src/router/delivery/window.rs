@@ -70,6 +70,12 @@ impl Window {
         self.holding.is_some()
     }
 
+    /// Returns whether so much is delivered and not told to be consumed that the server may have stopped the process.
+    pub(super) fn is_behind(&self, delivered: u64) -> bool {
+        (self.holding.as_ref())
+            .is_some_and(|it| delivered.saturating_sub(it.told.delivered) > it.bytes / 2)
+    }
+
     /// Returns how much has to be delivered for there to be a [mark](Self::mark).
     pub(super) fn mark_at(&self) -> u64 {
         self.mark_at
