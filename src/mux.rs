@@ -3,13 +3,15 @@
 mod helper_process;
 mod input;
 
-use std::{fmt, io, path::PathBuf, rc::Rc, sync::Arc};
+use std::{fmt, io, panic, path::PathBuf, rc::Rc, sync::Arc};
 
-use actix::{Actor as _, Addr, ArbiterHandle, AsyncContext as _};
+use actix::{Actor as _, Addr, ArbiterHandle, AsyncContext as _, System};
 use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    runtime::Handle,
     sync::oneshot,
+    task::spawn_local,
 };
 
 use crate::{
@@ -74,14 +76,16 @@ impl Mux {
     ///
     /// # Panics
     ///
-    /// Outside of an actix system.
+    /// Outside of an actix system: see [`connect_on`](Mux::connect_on).
     pub async fn connect(config: Config) -> Result<Self, ConnectError> {
+        assert_runs_locally("Mux::connect");
         let first = FirstLink::dial(Dialler::Url, &config).await?;
         Ok(Mux::start_actors(first, config))
     }
 
     /// As [`connect`](Mux::connect), but runs both actors on another arbiter, which keeps the
-    /// connection's work off the current one.
+    /// connection's work off the current one. The future may be awaited on any runtime; the arbiter is that of an actix
+    /// system, in this thread or another.
     ///
     /// # Errors
     ///
@@ -121,11 +125,12 @@ impl Mux {
     ///
     /// # Panics
     ///
-    /// Outside of an actix system.
+    /// Outside of an actix system: see [`connect_on`](Mux::connect_on).
     pub async fn connect_over(
         socket: impl AsyncRead + AsyncWrite + Unpin + 'static,
         config: Config,
     ) -> Result<Self, ConnectError> {
+        assert_runs_locally("Mux::connect_over");
         let first = FirstLink::over(Box::new(socket), &config).await?;
         Ok(Mux::start_actors(first, config))
     }
@@ -153,7 +158,7 @@ impl Mux {
     ///
     /// # Panics
     ///
-    /// Outside of an actix system.
+    /// Outside of an actix system: see [`connect_on`](Mux::connect_on).
     pub async fn connect_through<C, F, S>(
         config: Config,
         mut connect: C,
@@ -163,6 +168,7 @@ impl Mux {
         F: Future<Output = io::Result<S>> + 'static,
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
+        assert_runs_locally("Mux::connect_through");
         let connect = move || -> Connecting {
             let socket = connect();
             Box::pin(async move { Ok(Box::new(socket.await?) as _) })
@@ -679,6 +685,21 @@ impl Mux {
             Err(_) => (self.outcome.get().cloned()).unwrap_or(Err(ShutdownError::ArbiterStopped)),
         }
     }
+}
+
+/// Panics with advice, where tokio or actix would panic without, unless tasks can be started on this thread.
+fn assert_runs_locally(what: &str) {
+    let advice = "call it within an actix system, or use `Mux::connect_on` with the arbiter of one";
+    assert!(
+        Handle::try_current().is_ok(),
+        "`{what}` needs an actix system, and is called outside of any runtime: {advice}"
+    );
+    // A `LocalSet` of tokio will do, and only trying tells whether there is one.
+    let is_local = System::is_registered() || panic::catch_unwind(|| spawn_local(async {})).is_ok();
+    assert!(
+        is_local,
+        "`{what}` needs an actix system, and is called on a runtime without one: {advice}"
+    );
 }
 
 impl fmt::Debug for Mux {

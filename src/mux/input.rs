@@ -6,13 +6,12 @@ use bytes::Bytes;
 
 use super::Mux;
 use crate::{
-    error::{CallError, StartError},
+    error::{CallError, Causes, StartError},
     protocol::{
         CloseStdin, Method as _, ProcessId, RemovePath, StartProcess, Started, Unsupported,
         WriteStatus,
     },
     router::{Session, SessionEvent},
-    task,
 };
 
 /// What is written at once, so that the writes to other processes get their turn.
@@ -47,7 +46,7 @@ impl Mux {
     ///
     /// # Panics
     ///
-    /// Outside of an actix system.
+    /// Outside of a tokio runtime.
     ///
     /// # Cancel safety
     ///
@@ -67,7 +66,7 @@ impl Mux {
             let process_id = process.process_id().clone();
             let started = self.start(process.pipe_stdin(true), session).await?;
             // Nobody waits for it: the process may not read, and ends all the same.
-            task::spawn(feed(self.clone(), process_id, input));
+            tokio::spawn(feed(self.clone(), process_id, input));
             return Ok(started);
         }
         self.start_spooled(process, session.into(), input).await
@@ -143,7 +142,7 @@ impl Mux {
     async fn forget_spool(&self, directory: PathBuf) {
         let remove = RemovePath::new(directory).recursive(true).force(true);
         if let Err(error) = self.call(remove).await {
-            log::debug!(error:%; "the input of a process that did not start stays behind");
+            log::debug!(error:% = Causes(&error); "the input of a process that did not start stays behind");
         }
     }
 }
@@ -157,12 +156,12 @@ async fn feed(mux: Mux, process_id: ProcessId, mut input: Bytes) {
             // It has ended, or the connection: whoever has the session is told.
             Ok(_) => return,
             Err(error) => {
-                log::warn!(process_id:%, error:%; "the input is not written any further");
+                log::warn!(process_id:%, error:% = Causes(&error); "the input is not written any further");
                 break;
             }
         }
     }
     if let Err(error) = mux.close_stdin(&process_id).await {
-        log::debug!(process_id:%, error:%; "stdin is not closed");
+        log::debug!(process_id:%, error:% = Causes(&error); "stdin is not closed");
     }
 }
