@@ -28,7 +28,7 @@ use support::{
     checked,
     peer::{Peer, config},
     recorder::Recorder,
-    soon,
+    soon, told,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf, duplex},
@@ -517,8 +517,8 @@ async fn a_call_that_cannot_be_sent_is_told_and_takes_no_place() {
         let (mux, mut peer) = Peer::connect(config()).await;
         let error = mux.call(ReadFile::new("relative")).await.unwrap_err();
         assert_eq!(
-            error.to_string(),
-            "fs/readFile not sent: path must be an absolute path, got relative"
+            told(&error),
+            "fs/readFile not sent: the request is not valid: path must be an absolute path, got relative"
         );
         assert_eq!(in_flight(&mux).await, 0);
         let call = spawn_terminate(&mux, "p");

@@ -16,7 +16,7 @@ use support::{
     checked,
     peer::{Peer, config, frame},
     recorder::{Recorder, Recording},
-    soon,
+    soon, told,
 };
 use tokio::{
     task::JoinHandle,
@@ -271,7 +271,7 @@ async fn a_notification_that_does_not_decode_ends_the_connection_and_names_its_m
         busy.peer
             .send(json!({"method": "process/output", "params": params}))
             .await;
-        let reason = busy.end().await.to_string();
+        let reason = told(&busy.end().await);
         assert!(
             reason.starts_with(
                 "the params of a process/output notification do not decode: invalid base64"

@@ -18,7 +18,7 @@ use support::{
     checked,
     peer::{Dials, Peer, Request, config, frame},
     recorder::{Recorder, Tap},
-    soon,
+    soon, told,
 };
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
@@ -1233,7 +1233,7 @@ async fn p11_the_session_id_is_in_no_error_text() {
             }
         });
         let failed = recording.record().await.failed.unwrap();
-        let (text, debug) = (failed.reason.to_string(), format!("{failed:?}"));
+        let (text, debug) = (told(&failed.reason), format!("{failed:?}"));
         assert!(text.contains("is already attached"), "{text}");
         assert!(
             !text.contains("5e5510") && !debug.contains("5e5510"),

@@ -258,7 +258,7 @@ mod tests {
         let mut params = Params::open(&mut json, Dialect::new(PathSpelling::Plain));
         let error = params.field("map", &map).unwrap_err();
         assert_eq!(
-            error.to_string(),
+            crate::error::Causes(&error).to_string(),
             "map does not serialise: key must be a string"
         );
     }

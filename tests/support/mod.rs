@@ -39,3 +39,14 @@ pub async fn soon<F: Future>(future: F) -> F::Output {
         .await
         .expect("should not take two minutes")
 }
+
+/// Returns the text of an error and, behind colons, of each of its causes.
+pub fn told(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
