@@ -152,6 +152,8 @@ impl Wire {
                     self.server.met("ping");
                     self.write(&peer::frame(ws::Message::Pong(payload))).await?;
                 }
+                // A client sends one unasked while it does not read.
+                ws::Frame::Pong(_) => {}
                 ws::Frame::Close(reason) => {
                     // What came before the goodbye is still carried out.
                     while self.blocked.is_none()
