@@ -98,7 +98,7 @@ pub enum ConnectError {
         message: String,
     },
     /// The server refused to resume the session, as it still holds the connection that was lost: it has not noticed that
-    /// the network has gone silent. The session is kept meanwhile. Only a first connect never ends so.
+    /// the network has gone silent. The session is kept meanwhile. A first connect never fails this way.
     #[error(
         "{server} did not resume the session: it is already attached to another connection, whose \
          loss the server has not noticed yet"
