@@ -217,7 +217,7 @@ mod tests {
         ));
         assert_eq!(guards[0].follow(&vec![0; 200_000]), Ok(()));
         assert_eq!(guards[0].follow(&header(0x81, 10)), Ok(()));
-        assert_eq!(guards[1].follow(&vec![0; 100]), Ok(()));
+        assert_eq!(guards[1].follow(&[0; 100]), Ok(()));
         assert_eq!(guards[1].follow(&header(0x81, 200_000)), Ok(()));
         drop(guards);
         assert!(
