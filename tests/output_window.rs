@@ -387,6 +387,8 @@ async fn p7_a_write_that_waits_for_its_own_output_to_be_consumed_says_so() {
             config.session_budget = 12_000;
             config.max_queued_stdin_bytes = 1000;
             config.write_timeout = Duration::MAX;
+            // Sooner than the connection is taken for silent.
+            config.call_timeout = Duration::from_secs(5);
             // One server holds the process back; before the other, the session stops the socket.
             let holds_back = overflow == Overflow::Heal;
             let capabilities = json!({"processOutputWindow": holds_back});

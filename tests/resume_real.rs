@@ -11,7 +11,8 @@ use std::{cell::Cell, net::SocketAddr, path::Path, rc::Rc, time::Duration};
 
 use actix::{Actor, Addr, Context, Handler};
 use execmux::{
-    CallError, Config, FailureReason, LinkState, Mux, ProcessId, RegisterError, StartError, Stream,
+    CallError, Config, FailureReason, LinkState, Mux, ProcessId, RegisterError, ShutdownError,
+    StartError, Stream,
     protocol::{StartProcess, WriteStatus},
 };
 use support::{
@@ -246,7 +247,12 @@ async fn p6_a_restarted_server_ends_every_session(mut server: ExecServer) {
         answer => panic!("{answer:?}"),
     }
     assert_eq!(watch.finished().await.events, 0);
-    end(mux).await;
+    match soon(mux.shutdown()).await {
+        Err(ShutdownError::Disconnected { processes, reason }) => {
+            assert_eq!((processes, reason.to_string()), (10, closed));
+        }
+        answer => panic!("{answer:?}"),
+    }
 }
 
 async fn p8_writes_arrive_once_and_in_order_over_cuts(server: ExecServer) {

@@ -15,6 +15,12 @@ use crate::{
     protocol::{Method as _, ProcessId, ReadProcess, jsonrpc},
 };
 
+/// How often the server is asked for a sign of life, and listened to, while an answer may take `timeout`: often enough
+/// that a server which is there is never taken to pause.
+fn between_looks(timeout: Duration) -> Duration {
+    ABANDONED_CHECK.min(timeout / 4)
+}
+
 /// What was read is usually taken at once. Where it takes longer than this, the socket is not read meanwhile.
 const HELD_UP: Duration = Duration::from_millis(100);
 
@@ -75,7 +81,7 @@ impl Inquiry {
     }
 }
 
-/// The question is answered, or is not in time. Also sent each second after that, for as long as nothing is decided.
+/// The question is answered, or is not in time. Also sent at each look after that, for as long as nothing is decided.
 pub(super) struct Probed {
     /// On which link it was asked.
     pub(super) link: u64,
@@ -140,7 +146,8 @@ impl Connection {
         let (Some(inquiry), Some(link)) = (&mut self.probed, &self.link) else {
             return;
         };
-        if now >= after(inquiry.pinged, ABANDONED_CHECK) {
+        let pause = between_looks(self.config.probe_timeout);
+        if now >= after(inquiry.pinged, pause) {
             inquiry.pinged = now;
             link.answers.ping();
             if inquiry.is_overdue
@@ -152,7 +159,7 @@ impl Connection {
                 });
             }
         }
-        self.sweeper.before(after(inquiry.pinged, ABANDONED_CHECK));
+        self.sweeper.before(after(inquiry.pinged, pause));
     }
 
     /// Notes when the server was last heard, unless it is this side that does not read.
@@ -201,8 +208,7 @@ impl Connection {
             repeats: 0,
         };
         self.calls.pending.borrow_mut().insert(id, now, entry);
-        self.sweeper
-            .before(after(now, timeout.min(ABANDONED_CHECK)));
+        self.sweeper.before(after(now, between_looks(timeout)));
     }
 
     /// Ends all writes to a process that does not read.

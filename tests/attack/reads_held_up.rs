@@ -51,6 +51,8 @@ async fn answer_reads(mut peer: Peer, chunk: String) -> usize {
                     .await;
             }
             ws::Frame::Ping(payload) => peer.message(ws::Message::Pong(payload)).await,
+            // A client sends one unasked while it does not read.
+            ws::Frame::Pong(_) => {}
             ws::Frame::Close(_) => break,
             other => panic!("{other:?}"),
         }

@@ -56,6 +56,9 @@ impl Fate {
                 Fate::NotSent
             }
             Some(Err(CallError::DeadlineExceeded { .. })) => Fate::Late,
+            Some(Err(CallError::OutputNotConsumed {
+                unconsumed, source, ..
+            })) if unconsumed > 0 => return Fate::of(Some(Err::<T, _>(*source))),
             Some(Err(CallError::OutcomeUnknown { .. })) => Fate::Unknown,
             Some(Err(CallError::Stuck { .. })) => Fate::Stuck,
             Some(Err(CallError::Disconnected { reason, .. })) => Fate::Gone(reason),
