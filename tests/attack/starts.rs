@@ -114,3 +114,38 @@ async fn p8_a_start_that_is_still_under_way_is_asked_for_until_it_is_known() {
     })
     .await;
 }
+
+#[actix::test]
+async fn p7_a_start_that_hangs_for_good_since_its_link_was_lost_is_told_as_not_known() {
+    checked(async {
+        pause();
+        let begun = Instant::now();
+        let (start, recording, mut peer, _mux) =
+            start_refused_as_existing(Duration::from_secs(30)).await;
+        let hanging = async {
+            loop {
+                let asked = peer.request().await;
+                if asked.method == "process/terminate" {
+                    break;
+                }
+                assert_eq!(asked.method, "process/read");
+                peer.reject(&asked, -32600, "process id p is starting")
+                    .await;
+            }
+        };
+        let (start, ()) = tokio::join!(start, hanging);
+        match start.unwrap() {
+            Err(StartError::Call(CallError::OutcomeUnknown {
+                method: "process/start",
+                ..
+            })) => {}
+            other => panic!("{other:?}"),
+        }
+        assert!((10..13).contains(&begun.elapsed().as_secs()));
+        match recording.record().await.failed.unwrap().reason {
+            FailureReason::StartUnanswered => {}
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
+}

@@ -20,11 +20,17 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a process may be told as starting. A start that is under way for its own connection alone hangs for good when
+/// that is lost: the releases say `is starting` for ever then.
+const STARTING_FOR: Duration = Duration::from_secs(10);
+
 /// Where the answer goes to whether a process exists whose start was refused the second time.
 pub(super) struct ExistsSlot {
     start: Box<StartSlot>,
     rejection: CallError,
     pause: Duration,
+    /// When the server first said that the process is starting.
+    starting_since: Option<Instant>,
 }
 
 /// What an answer means for the start.
@@ -36,6 +42,8 @@ enum Verdict {
     NeverStarted,
     /// It is not known yet.
     AskAgain,
+    /// Nor here: the server has not decided.
+    Starting,
     TimeIsUp,
     Disconnected(DisconnectReason),
     NotToBeKnown,
@@ -47,6 +55,7 @@ impl ExistsSlot {
             start,
             rejection,
             pause: FIRST_PAUSE,
+            starting_since: None,
         })
     }
 
@@ -94,7 +103,7 @@ impl ExistsSlot {
             Verdict::Exists => start.end(Ok(started)),
             Verdict::Forgotten => start.end_as(Some(StartedProcess::Forgotten), Ok(started)),
             Verdict::NeverStarted => start.end(Err(rejection)),
-            Verdict::AskAgain | Verdict::TimeIsUp => {
+            Verdict::AskAgain | Verdict::Starting | Verdict::TimeIsUp => {
                 let after = start.timeout;
                 start.end(Err(CallError::DeadlineExceeded { method, after }));
             }
@@ -116,9 +125,17 @@ impl ExistsSlot {
 }
 
 impl ReplySlot for ExistsSlot {
-    fn resolve(self: Box<Self>, outcome: Result<&str, CallError>) {
+    fn resolve(mut self: Box<Self>, outcome: Result<&str, CallError>) {
         match verdict(outcome, &self.rejection) {
             Verdict::AskAgain => self.ask_later(),
+            Verdict::Starting => {
+                let now = Instant::now();
+                let since = *self.starting_since.get_or_insert(now);
+                match now.saturating_duration_since(since) < STARTING_FOR {
+                    true => self.ask_later(),
+                    false => self.end(Verdict::NotToBeKnown),
+                }
+            }
             verdict => self.end(verdict),
         }
     }
@@ -140,7 +157,7 @@ fn verdict(outcome: Result<&str, CallError>, rejection: &CallError) -> Verdict {
             Verdict::Forgotten
         }
         Err(unknown) if is_unknown_process(&unknown) => Verdict::NeverStarted,
-        Err(starting) if says(&starting, "is starting") => Verdict::AskAgain,
+        Err(starting) if says(&starting, "is starting") => Verdict::Starting,
         // Not sent: too much else is under way.
         Err(CallError::Overloaded { .. }) => Verdict::AskAgain,
         // A deadline ended the start, and no longer the loss of the link.
@@ -181,7 +198,7 @@ mod tests {
             (exists, Ok("{}"), "Exists"),
             (exists, refused("unknown process id p"), "Forgotten"),
             (invalid, refused("unknown process id p"), "NeverStarted"),
-            (exists, refused("process id p is starting"), "AskAgain"),
+            (exists, refused("process id p is starting"), "Starting"),
             (exists, refused("something else"), "NotToBeKnown"),
             (
                 exists,
