@@ -89,6 +89,18 @@ impl Command {
         }
     }
 
+    /// What is logged if `RUST_LOG` does not say.
+    fn log_filter(&self) -> &'static str {
+        match self {
+            Command::Serve(_) => "warn,execmux=info",
+            Command::Run(_)
+            | Command::Each(_)
+            | Command::Cp(_)
+            | Command::Info(_)
+            | Command::Completions(_) => "warn",
+        }
+    }
+
     /// Returns the exit code, or what went wrong on this side.
     fn execute(self) -> Result<u8, String> {
         match self {
@@ -119,8 +131,9 @@ fn main() -> ExitCode {
         }
     };
     let color = program.color;
-    let mut log =
-        env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"));
+    let mut log = env_logger::Builder::from_env(
+        env_logger::Env::default().default_filter_or(program.command.log_filter()),
+    );
     log.write_style(color.of_log());
     if matches!(&program.command, Command::Run(run) if run.is_raw()) {
         // A raw terminal does not return to the beginning of the line by itself.

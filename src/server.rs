@@ -23,6 +23,12 @@
 //!
 //! `environmentInfo.sessionWindowMs` says how long a session waits for its client to come back.
 //!
+//! # What it logs
+//!
+//! Through the `log` crate, with the target `execmux::server` and below, and key-values: each start and stop of the server, of
+//! sessions and of processes at level `info`; clients and requests that are refused at `warn`, of which no more than 20 in 10 s
+//! are written. No line holds a token, the id of a session, or more of a command than its program.
+//!
 //! # Examples
 //!
 //! ```
@@ -61,6 +67,7 @@ mod environment;
 mod frame_guard;
 mod fs;
 mod ignored;
+mod journal;
 mod leftovers;
 mod limits;
 mod liveness;
@@ -296,6 +303,8 @@ impl Server {
             .await
             .unwrap_or_else(|_| Err(io::Error::other("the server's thread has ended")))
             .map_err(failed)?;
+        let clients = registry.auth.clients();
+        (registry.journal).listens(address, clients, config.root.as_deref());
         Ok(Server {
             address,
             handle,
@@ -434,7 +443,11 @@ async fn upgrade(
     body: Payload,
     registry: web::Data<Arc<Registry>>,
 ) -> actix_web::Result<HttpResponse> {
+    let peer = request.peer_addr().map(|peer| peer.to_string());
+    let peer = peer.unwrap_or_default();
     if has_origin(&request) {
+        let why = "it has an Origin header, as pages in browsers have";
+        registry.journal.client_refused(&peer, why);
         return Ok(HttpResponse::Forbidden().finish());
     }
     let authorization = request.headers().get_all(header::AUTHORIZATION);
@@ -442,12 +455,14 @@ async fn upgrade(
         .auth
         .check(authorization.map(|value| value.as_bytes()))
     {
+        registry.journal.client_refused(&peer, reason);
         return Ok(HttpResponse::Unauthorized().body(reason));
     }
     let outbox = Arc::new(Outbox::new(&registry.limits, registry.memory.clone()));
     let Some(admitted) = registry.admit(&outbox) else {
-        return Ok(HttpResponse::ServiceUnavailable()
-            .body("as many clients are connected as this server takes"));
+        let reason = "as many clients are connected as this server takes";
+        registry.journal.client_refused(&peer, reason);
+        return Ok(HttpResponse::ServiceUnavailable().body(reason));
     };
     let guard = FrameGuard::new(registry.memory.clone());
     let heard = Heard::new(body.into_inner(), outbox.clone(), guard);
@@ -457,7 +472,7 @@ async fn upgrade(
     let (response, original) = response.into_parts();
     let (socket, frames) = socket::channel(original);
     let wire = connection::Wire {
-        peer: request.peer_addr(),
+        peer,
         socket,
         messages,
         heard,

@@ -22,7 +22,8 @@ use crate::{
 /// Serves processes and files to clients, with the rights of this program
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The first line on stdout is the URL. SIGTERM and Ctrl-C end it, with all that it runs.
+The first line on stdout is the URL. SIGTERM and Ctrl-C end it, with all that it runs. Who comes and goes, what starts and
+ends, and what is refused is told on stderr; RUST_LOG=warn leaves the refusals.
 
 Examples:
   execmux serve --listen 127.0.0.1:8080

@@ -103,6 +103,15 @@ impl Auth {
         (bytes.len() < least).then_some(Unfit::Short { what, least })
     }
 
+    /// Says who may connect.
+    pub(super) fn clients(&self) -> &'static str {
+        match self {
+            Auth::None => "everyone",
+            Auth::Token(_) => "who shows the token",
+            Auth::SignedToken(_) => "who shows a signed token",
+        }
+    }
+
     /// Checks the values of the `Authorization` headers. The error is for the client, and says no secret.
     pub(super) fn check<'a>(
         &self,

@@ -6,7 +6,7 @@
 mod ending;
 mod files;
 
-use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 use actix::{Addr, MailboxError};
 use actix_ws::{AggregatedMessage, MessageStream};
@@ -17,6 +17,7 @@ use tokio::{select, sync::Semaphore, time::sleep};
 use self::{ending::Ending, files::FileQueue};
 use super::{
     envelope::{Incoming, RequestId, RpcError, decode, decode_params, encode_answer},
+    journal::Journal,
     liveness::{Cutter, Heard},
     outbox::{Answer, Outbox, Room},
     registry::{Admitted, Registry},
@@ -43,7 +44,7 @@ enum Handshake {
 }
 
 struct Connection {
-    peer: String,
+    peer: Rc<str>,
     registry: Arc<Registry>,
     outbox: Arc<Outbox>,
     handshake: Handshake,
@@ -57,7 +58,7 @@ struct Connection {
 
 /// What leads to a client.
 pub(super) struct Wire {
-    pub(super) peer: Option<SocketAddr>,
+    pub(super) peer: String,
     pub(super) socket: Socket,
     pub(super) messages: MessageStream,
     pub(super) heard: Heard,
@@ -76,18 +77,19 @@ pub(super) async fn serve(registry: Arc<Registry>, outbox: Arc<Outbox>, wire: Wi
         cutter,
         admitted,
     } = wire;
+    let peer = Rc::<str>::from(peer);
     let (patience, limits) = (registry.patience, registry.limits.clone());
     let _writing = Task::spawn(write(outbox.clone(), socket.clone()));
     let is_introduced = Rc::<Cell<bool>>::default();
     let mut connection = Connection {
-        peer: peer.map(|peer| peer.to_string()).unwrap_or_default(),
+        peer: peer.clone(),
         admitted: Some(admitted),
-        files: FileQueue::start(registry.clone(), outbox.clone()),
-        registry,
+        files: FileQueue::start(registry.clone(), outbox.clone(), peer.clone()),
+        registry: registry.clone(),
         outbox: outbox.clone(),
         handshake: Handshake::New,
         pending: Arc::new(Semaphore::new(PENDING)),
-        heard,
+        heard: heard.clone(),
         is_introduced: is_introduced.clone(),
     };
     let ending = select! {
@@ -100,7 +102,11 @@ pub(super) async fn serve(registry: Arc<Registry>, outbox: Arc<Outbox>, wire: Wi
     };
     // The session is free for another connection before this one is over.
     let admitted = connection.leave();
-    ending.carry_out(socket, cutter).await;
+    match ending.is_refusal() {
+        true => registry.journal.client_refused(&peer, ending),
+        false => (registry.journal).connection_ends(&peer, is_introduced.get(), ending),
+    }
+    ending.carry_out(socket, &heard, cutter).await;
     drop(admitted);
 }
 
@@ -129,10 +135,21 @@ async fn write(outbox: Arc<Outbox>, socket: Socket) {
 }
 
 /// Queues the answer to a request.
-fn push(outbox: &Outbox, id: &RequestId, answer: Result<Answer, RpcError>) {
+fn push(
+    outbox: &Outbox,
+    journal: &Journal,
+    peer: &str,
+    id: &RequestId,
+    answer: Result<Answer, RpcError>,
+) {
     let (answer, room) = match answer {
         Ok(Answer { json, room }) => (Ok(json), room),
-        Err(error) => (Err(error), Room::default()),
+        Err(error) => {
+            if error.is_overload() {
+                journal.request_refused(peer, &error);
+            }
+            (Err(error), Room::default())
+        }
     };
     outbox.push(encode_answer(id, answer), room);
 }
@@ -266,12 +283,13 @@ impl Connection {
                     params,
                     asking: outbox.clone(),
                 });
+                let (registry, peer) = (self.registry.clone(), self.peer.clone());
                 task::spawn(async move {
                     let _pending = pending;
                     let answer = answer
                         .await
                         .unwrap_or_else(|_| Err(RpcError::invalid_request("the session is over")));
-                    push(&outbox, &id, answer);
+                    push(&outbox, &registry.journal, &peer, &id, answer);
                 });
             }
             Kind::File => {
@@ -287,7 +305,8 @@ impl Connection {
     }
 
     fn answer(&self, id: &RequestId, answer: Result<String, RpcError>) {
-        push(&self.outbox, id, answer.map(Answer::from));
+        let answer = answer.map(Answer::from);
+        push(&self.outbox, &self.registry.journal, &self.peer, id, answer);
     }
 
     fn ready(&self, what: &str) -> Result<&Addr<Session>, RpcError> {
@@ -331,7 +350,12 @@ impl Connection {
 
     fn begin(&self) -> Result<(String, Addr<Session>), RpcError> {
         let id = session_id()?;
-        let session = Session::begin(id.clone(), self.registry.clone(), self.outbox.clone());
+        let session = Session::begin(
+            id.clone(),
+            &self.peer,
+            self.registry.clone(),
+            self.outbox.clone(),
+        );
         if !self.registry.add(id.clone(), session.clone()) {
             return Err(RpcError::internal("the server is stopping"));
         }
@@ -362,6 +386,7 @@ impl Connection {
             let attach = Attach {
                 outbox: self.outbox.clone(),
                 instead_of: instead_of.take(),
+                peer: self.peer.to_string(),
             };
             let Err(present) = session.send(attach).await? else {
                 return Ok(true);

@@ -8,6 +8,9 @@ use serde::{
 };
 use serde_json::{Value, json, value::RawValue};
 
+/// The code of an answer to a request that the server has no room for.
+const OVERLOADED: i64 = -32011;
+
 /// An error that a request is answered with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RpcError {
@@ -57,7 +60,11 @@ impl RpcError {
 
     /// For a request that the server has no room for. The releases have no such code.
     pub(super) fn overloaded(message: impl Into<String>) -> Self {
-        RpcError::new(-32011, message)
+        RpcError::new(OVERLOADED, message)
+    }
+
+    pub(super) fn is_overload(&self) -> bool {
+        self.code == OVERLOADED
     }
 
     pub(super) fn not_found(message: impl Into<String>) -> Self {

@@ -19,11 +19,17 @@ const MAX_CONTROL: u64 = 125;
 /// Why a message is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {
+    /// Its header breaks the WebSocket protocol.
+    Violation(&'static str),
     /// It is larger than a message of this client may be.
     TooLarge,
     /// The server holds as much for all of its clients as it may.
     OverLimit(OverLimit),
 }
+
+/// Bits that only extensions of the protocol use, of which none is in use.
+const RESERVED_BITS: Refusal = Refusal::Violation("reserved bits are set, without an extension");
+const LONG_CONTROL: Refusal = Refusal::Violation("a control frame is longer than 125 bytes");
 
 /// Follows the frames of one client through the bytes as they come.
 #[derive(Debug)]
@@ -80,10 +86,13 @@ impl FrameGuard {
 
     fn begin(&mut self, frame: Header) -> Result<(), Refusal> {
         self.content_left = frame.length;
+        if frame.has_reserved_bits {
+            return Err(RESERVED_BITS);
+        }
         if frame.is_control {
             return match frame.length {
                 0..=MAX_CONTROL => Ok(()),
-                _ => Err(Refusal::TooLarge),
+                _ => Err(LONG_CONTROL),
             };
         }
         if !frame.is_continuation {
@@ -104,6 +113,7 @@ impl FrameGuard {
 }
 
 struct Header {
+    has_reserved_bits: bool,
     is_control: bool,
     is_continuation: bool,
     length: u64,
@@ -125,6 +135,7 @@ impl Header {
             (short, _) => (u64::from(short), 0),
         };
         (rest.len() == length_size + mask).then_some(Header {
+            has_reserved_bits: first & 0x70 != 0,
             is_control: first & 0x08 != 0,
             is_continuation: first & 0x0F == 0,
             length,
@@ -171,12 +182,20 @@ mod tests {
             );
         }
         let mut guard = guard(1000, usize::MAX);
-        assert_eq!(guard.follow(&header(0x89, 126)), Err(Refusal::TooLarge));
+        assert_eq!(guard.follow(&header(0x89, 126)), Err(LONG_CONTROL));
         let mut guard = FrameGuard::new(Memory::new(usize::MAX));
         assert_eq!(
             guard.follow(&header(0x81, BEFORE_INITIALIZE as u64 + 1)),
             Err(Refusal::TooLarge)
         );
+    }
+
+    #[test]
+    fn p10_a_frame_of_an_extension_is_refused() {
+        for bit in [0x40, 0x20, 0x10] {
+            let mut guard = guard(1000, usize::MAX);
+            assert_eq!(guard.follow(&header(0x81 | bit, 2)), Err(RESERVED_BITS));
+        }
     }
 
     #[test]

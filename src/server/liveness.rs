@@ -181,6 +181,12 @@ impl Heard {
     pub(super) async fn ended(&self) {
         poll_fn(|context| self.0.borrow_mut().poll_keep(context)).await;
     }
+
+    /// Throws away what the client still sends, until it ends the connection. A socket that is closed while bytes are unread
+    /// resets the connection, and the client may lose what it was sent last.
+    pub(super) async fn discard(&self) {
+        poll_fn(|context| self.0.borrow_mut().poll_discard(context)).await;
+    }
 }
 
 impl Arriving {
@@ -188,7 +194,7 @@ impl Arriving {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, PayloadError>>> {
-        if self.has_ended {
+        if self.is_over() {
             return Poll::Ready(None);
         }
         let arrived = ready!(Pin::new(&mut self.payload).poll_next(context));
@@ -200,15 +206,28 @@ impl Arriving {
             Some(Err(_)) | None => self.has_ended = true,
         }
         if self.refusal.is_some() {
-            self.has_ended = true;
             return Poll::Ready(Some(Err(PayloadError::Overflow)));
         }
         Poll::Ready(arrived)
     }
 
+    /// Whether nothing more is taken.
+    fn is_over(&self) -> bool {
+        self.has_ended || self.refusal.is_some()
+    }
+
+    fn poll_discard(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.kept.clear();
+        while !self.has_ended {
+            let arrived = ready!(Pin::new(&mut self.payload).poll_next(context));
+            self.has_ended = !matches!(arrived, Some(Ok(_)));
+        }
+        Poll::Ready(())
+    }
+
     /// Keeps what comes, as far as there is room, until the end.
     fn poll_keep(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        while !self.has_ended {
+        while !self.is_over() {
             if self.kept_bytes >= KEPT {
                 return Poll::Pending;
             }
@@ -304,6 +323,11 @@ impl Cutter {
             }
             Err(error) => debug!(error:%; "a connection will not be cut when its client is silent"),
         }
+    }
+
+    /// Tells the client that nothing more comes.
+    pub(super) fn end_writing(&self) {
+        let _ended = self.0.shutdown(net::Shutdown::Write);
     }
 
     pub(super) fn cut(&self) {

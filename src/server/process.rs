@@ -97,6 +97,7 @@ pub(super) struct Process {
     shared: Rc<Shared>,
     registry: Arc<Registry>,
     session: WeakAddr<Session>,
+    session_number: u64,
     family: Family,
     stdin: Stdin<Reply>,
     /// To the task that writes; `None` when nobody reads any more.
@@ -114,6 +115,7 @@ pub(super) struct Process {
 pub(super) struct Surroundings {
     pub(super) registry: Arc<Registry>,
     pub(super) session: Addr<Session>,
+    pub(super) session_number: u64,
     pub(super) attachment: Rc<Attachment>,
     pub(super) counted: Counted,
 }
@@ -126,6 +128,7 @@ impl Process {
         let Surroundings {
             registry,
             session,
+            session_number,
             attachment,
             counted,
         } = surroundings;
@@ -171,6 +174,7 @@ impl Process {
                 shared,
                 registry,
                 session: session.downgrade(),
+                session_number,
                 family,
                 stdin: queue,
                 input,
@@ -227,6 +231,8 @@ impl Process {
         for killed in self.killed.drain(..) {
             let _gone = killed.send(());
         }
+        let session = self.session_number;
+        (self.registry.journal).process_exits(session, &self.shared.id, exit_code);
         let seq = self.shared.log.borrow_mut().exited(exit_code);
         self.shared.changed.notify_waiters();
         let id = &self.shared.json_id;

@@ -16,6 +16,7 @@ use super::{
     auth::Auth,
     environment::Environment,
     fs::Files,
+    journal::Journal,
     leftovers::Leftovers,
     limits::{Limits, Memory},
     liveness::Patience,
@@ -42,6 +43,7 @@ pub(super) struct Registry {
     /// The last connection has ended.
     all_ended: Notify,
     pub(super) counts: Counts,
+    pub(super) journal: Journal,
 }
 
 #[derive(Default)]
@@ -117,6 +119,7 @@ impl Registry {
             connections: Mutex::default(),
             all_ended: Notify::new(),
             counts: Counts::default(),
+            journal: Journal::default(),
         }
     }
 
@@ -199,6 +202,9 @@ impl Registry {
             outbox.close();
         }
         let mut sessions = self.lock();
+        if !sessions.is_stopping {
+            self.journal.stops();
+        }
         sessions.is_stopping = true;
         sessions.by_id.drain().map(|(_, session)| session).collect()
     }

@@ -34,6 +34,8 @@ pub(super) struct Attach {
     pub(super) outbox: Arc<Outbox>,
     /// The connection that it may displace: its client gave no sign of life.
     pub(super) instead_of: Option<Arc<Outbox>>,
+    /// The address of its client.
+    pub(super) peer: String,
 }
 
 impl Message for Attach {
@@ -84,6 +86,8 @@ impl Message for Forgotten {
 /// The actor of one session.
 pub(super) struct Session {
     id: String,
+    /// What it is called in the log. The id is a secret.
+    number: u64,
     registry: Arc<Registry>,
     attachment: Rc<Attachment>,
     processes: HashMap<String, Addr<Process>>,
@@ -96,7 +100,13 @@ pub(super) struct Session {
 
 impl Session {
     /// Starts the actor on the current arbiter, attached to a connection.
-    pub(super) fn begin(id: String, registry: Arc<Registry>, outbox: Arc<Outbox>) -> Addr<Self> {
+    pub(super) fn begin(
+        id: String,
+        peer: &str,
+        registry: Arc<Registry>,
+        outbox: Arc<Outbox>,
+    ) -> Addr<Self> {
+        let number = registry.journal.session_begins(peer);
         Session::create(|context| {
             // What is sent is handled in the order in which it was sent.
             context.set_mailbox_capacity(usize::MAX >> 4);
@@ -104,6 +114,7 @@ impl Session {
             attachment.attach(outbox);
             Session {
                 id,
+                number,
                 attachment,
                 processes: HashMap::new(),
                 survived: Vec::new(),
@@ -125,10 +136,15 @@ impl Session {
         let surroundings = Surroundings {
             registry: self.registry.clone(),
             session: context.address(),
+            session_number: self.number,
             attachment: self.attachment.clone(),
             counted: Counted::new(&self.registry.counts.processes),
         };
-        let process = Process::launch(start, surroundings)?;
+        let journal = &self.registry.journal;
+        let program = start.program().to_owned();
+        let process = Process::launch(start, surroundings)
+            .inspect_err(|error| journal.start_refused(self.number, &id, error))?;
+        journal.process_starts(self.number, &id, &program);
         let result = serde_json::json!({"processId": id, "sandboxType": "none"}).to_string();
         self.processes.insert(id, process);
         Ok(result)
@@ -294,6 +310,7 @@ impl Actor for Session {
 
     fn stopped(&mut self, _: &mut Self::Context) {
         self.registry.remove(&self.id);
+        self.registry.journal.session_ends(self.number);
         for process in self.processes.values().chain(&self.survived) {
             process.do_send(Kill);
         }
@@ -304,8 +321,13 @@ impl Handler<Attach> for Session {
     type Result = Result<(), Arc<Outbox>>;
 
     fn handle(&mut self, attach: Attach, context: &mut Self::Context) -> Self::Result {
-        let Attach { outbox, instead_of } = attach;
+        let Attach {
+            outbox,
+            instead_of,
+            peer,
+        } = attach;
         self.attachment.take_over(outbox, instead_of.as_ref())?;
+        self.registry.journal.session_resumed(self.number, &peer);
         if let Some(expiry) = self.expiry.take() {
             context.cancel_future(expiry);
         }
@@ -318,7 +340,9 @@ impl Handler<Detach> for Session {
 
     fn handle(&mut self, Detach(outbox): Detach, context: &mut Self::Context) {
         if self.attachment.detach(&outbox) {
-            let expiry = context.run_later(self.registry.session_window, |session, context| {
+            let window = self.registry.session_window;
+            self.registry.journal.session_waits(self.number, window);
+            let expiry = context.run_later(window, |session, context| {
                 // A timer that is due is not cancelled any more by the message handled just before.
                 if !session.attachment.is_attached() {
                     context.stop();

@@ -20,7 +20,11 @@ const MAX_CONTROL: usize = 125;
 
 /// Sends frames to a client. A clone sends to the same client.
 #[derive(Debug, Clone)]
-pub(super) struct Socket(mpsc::Sender<Frame>);
+pub(super) struct Socket {
+    frames: mpsc::Sender<Frame>,
+    /// Nothing is sent here: the connection ends when nobody holds it any more.
+    _open: mpsc::Sender<Infallible>,
+}
 
 /// The client is gone.
 #[derive(Debug)]
@@ -95,17 +99,18 @@ impl Socket {
 
     /// Waits until the socket has taken the Close frame, or is gone.
     pub(super) async fn taken(&self) {
-        self.0.closed().await;
+        self.frames.closed().await;
     }
 
     async fn send(&self, frame: Frame) -> Result<(), Gone> {
-        self.0.send(frame).await.map_err(|_| Gone)
+        self.frames.send(frame).await.map_err(|_| Gone)
     }
 }
 
 /// The body of the answer to the upgrade: the frames, as the socket takes them.
 pub(super) struct Frames {
     frames: mpsc::Receiver<Frame>,
+    open: mpsc::Receiver<Infallible>,
     current: Option<Frame>,
     /// The body that actix-ws made. Its end tells actix-ws that the connection is over.
     _original: BoxBody,
@@ -114,12 +119,18 @@ pub(super) struct Frames {
 /// Returns both ends of the way to a client, in place of the body that actix-ws made.
 pub(super) fn channel(original: BoxBody) -> (Socket, Frames) {
     let (sender, frames) = mpsc::channel(1);
+    let (_open, open) = mpsc::channel(1);
     let frames = Frames {
         frames,
+        open,
         current: None,
         _original: original,
     };
-    (Socket(sender), frames)
+    let socket = Socket {
+        frames: sender,
+        _open,
+    };
+    (socket, frames)
 }
 
 impl MessageBody for Frames {
@@ -141,13 +152,17 @@ impl MessageBody for Frames {
                     }
                 }
                 if frame.is_last {
-                    return Poll::Ready(None);
+                    self.frames.close();
                 }
                 self.current = None;
             }
             match ready!(self.frames.poll_recv(context)) {
                 Some(frame) => self.current = Some(frame),
-                None => return Poll::Ready(None),
+                // The client has to have time to read the last frame.
+                None => {
+                    ready!(self.open.poll_recv(context));
+                    return Poll::Ready(None);
+                }
             }
         }
     }
@@ -184,14 +199,11 @@ mod tests {
                 socket.text(text.clone(), Room::default()).await.unwrap();
                 socket.pong(b"hi").await.unwrap();
                 socket.close(Some(1001), "bye").await.unwrap();
-                socket.ping().await
+                socket.taken().await;
+                assert!(socket.ping().await.is_err(), "nothing follows");
+                drop(socket);
             };
-            let (sent, written) = tokio::join!(sending, async {
-                let written = written(&mut frames).await;
-                drop(frames);
-                written
-            });
-            assert!(sent.is_err(), "nothing follows");
+            let ((), written) = tokio::join!(sending, written(&mut frames));
             let mut expected = header;
             expected.extend(text.as_bytes());
             expected.extend([0x8A, 2, b'h', b'i', 0x88, 5, 3, 0xE9, b'b', b'y', b'e']);

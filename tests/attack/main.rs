@@ -10,6 +10,8 @@ mod reads;
 mod reads_held_up;
 #[cfg(all(feature = "server", unix))]
 mod server_auth;
+#[cfg(all(feature = "server", unix))]
+mod server_close;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod server_descriptors;
 #[cfg(all(target_os = "linux", feature = "server"))]

@@ -1,14 +1,17 @@
 //! How a connection of a client ends, and what the client is told of it.
 
-use std::{io, time::Duration};
+use std::{fmt, io, time::Duration};
 
 use actix_ws::ProtocolError;
-use log::debug;
 use tokio::time::timeout;
 
-use crate::server::{frame_guard::Refusal, liveness::Cutter, socket::Socket};
+use crate::server::{
+    frame_guard::Refusal,
+    liveness::{Cutter, Heard},
+    socket::Socket,
+};
 
-/// How long the client's socket may take to take the Close frame.
+/// How long the client's socket may take to take the Close frame, and how long the client may take to go then.
 const CLOSING: Duration = Duration::from_secs(1);
 
 /// Why a connection ends.
@@ -55,6 +58,7 @@ impl Ending {
         Some(match self {
             Ending::Gone | Ending::Silent | Ending::Displaced => return None,
             Ending::Closed(code) => (code, ""),
+            Ending::Refused(Refusal::Violation(what)) => (Some(1002), what),
             Ending::Refused(Refusal::TooLarge) => (Some(1009), "the message is too large"),
             Ending::Refused(Refusal::OverLimit(_)) => (
                 Some(1013),
@@ -68,9 +72,24 @@ impl Ending {
         })
     }
 
+    /// Returns true if the client has done what it should not, or found no room.
+    pub(super) fn is_refusal(self) -> bool {
+        match self {
+            Ending::Refused(_)
+            | Ending::Violation
+            | Ending::InvalidUtf8
+            | Ending::Stray
+            | Ending::Unknown => true,
+            Ending::Gone
+            | Ending::Closed(_)
+            | Ending::Stopped
+            | Ending::Silent
+            | Ending::Displaced => false,
+        }
+    }
+
     /// Tells the client, as far as it listens, and ends the TCP connection.
-    pub(super) async fn carry_out(self, socket: Socket, cutter: Option<Cutter>) {
-        debug!(ending:? = self; "a connection ends");
+    pub(super) async fn carry_out(self, socket: Socket, heard: &Heard, cutter: Option<Cutter>) {
         if let Some((code, reason)) = self.frame() {
             let closing = async {
                 if socket.close(code, reason).await.is_ok() {
@@ -78,10 +97,36 @@ impl Ending {
                 }
             };
             // Whoever does not read would have it wait for ever.
-            let _not_taken = timeout(CLOSING, closing).await;
+            if timeout(CLOSING, closing).await.is_ok() {
+                if let Some(cutter) = &cutter {
+                    cutter.end_writing();
+                }
+                // Nor does everyone go when told so.
+                let _not_gone = timeout(CLOSING, heard.discard()).await;
+            }
         }
         if let Some(cutter) = cutter {
             cutter.cut();
+        }
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ending::Gone => f.write_str("the client has cut it"),
+            Ending::Closed(Some(code)) => write!(f, "the client has closed it with code {code}"),
+            Ending::Closed(None) => f.write_str("the client has closed it"),
+            Ending::Silent => f.write_str("the client gives no sign of life"),
+            Ending::Displaced => {
+                f.write_str("another has taken over, as the client gives no sign of life")
+            }
+            Ending::Refused(_)
+            | Ending::Violation
+            | Ending::InvalidUtf8
+            | Ending::Stray
+            | Ending::Unknown
+            | Ending::Stopped => f.write_str(self.frame().map_or("", |(_, reason)| reason)),
         }
     }
 }

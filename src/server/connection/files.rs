@@ -1,6 +1,6 @@
 //! Requests of one connection about files: carried out in the order in which they came, on a thread that may block.
 
-use std::sync::Arc;
+use std::{rc::Rc, sync::Arc};
 
 use actix_web::web;
 use serde_json::value::RawValue;
@@ -39,11 +39,11 @@ pub(super) struct FileQueue {
 }
 
 impl FileQueue {
-    pub(super) fn start(registry: Arc<Registry>, outbox: Arc<Outbox>) -> Self {
+    pub(super) fn start(registry: Arc<Registry>, outbox: Arc<Outbox>, peer: Rc<str>) -> Self {
         let (sender, requests) = mpsc::unbounded_channel();
         let places = units(registry.limits.max_queued_bytes) as usize;
         FileQueue {
-            _working: Task::spawn(work(requests, registry.clone(), outbox)),
+            _working: Task::spawn(work(requests, registry.clone(), outbox, peer)),
             registry,
             requests: sender,
             places: Arc::new(Semaphore::new(places)),
@@ -78,13 +78,14 @@ async fn work(
     mut requests: mpsc::UnboundedReceiver<FileRequest>,
     registry: Arc<Registry>,
     outbox: Arc<Outbox>,
+    peer: Rc<str>,
 ) {
     let handles = Handles::default();
     while let Some(request) = requests.recv().await {
-        let (id, registry, handles) = (request.id.clone(), registry.clone(), handles.clone());
+        let (id, shared, handles) = (request.id.clone(), registry.clone(), handles.clone());
         let answer = web::block(move || {
             let FileRequest { method, params, .. } = &request;
-            fs::handle(&registry.files, &handles, &registry.memory, method, params)
+            fs::handle(&shared.files, &handles, &shared.memory, method, params)
                 .unwrap_or_else(|| Err(RpcError::method_not_found(method)))
         })
         .await
@@ -98,6 +99,6 @@ async fn work(
             },
             Err(error) => Err(error),
         };
-        push(&outbox, &id, answer);
+        push(&outbox, &registry.journal, &peer, &id, answer);
     }
 }

@@ -152,10 +152,10 @@ async fn p6_a_client_is_heard_while_nobody_takes_what_it_sends() {
 async fn the_end_of_a_client_is_known_while_its_last_message_is_handled() {
     let outbox = Arc::<Outbox>::default();
     let payload = Payload::Stream {
-        payload: stream::iter([Ok(Bytes::from_static(b"last"))]).boxed_local(),
+        payload: stream::iter([Ok(Bytes::from_static(b"\x81\x80"))]).boxed_local(),
     };
     let mut heard = Heard::new(payload, outbox, guard());
     heard.during(heard.ended()).await;
-    assert_eq!(heard.next().await.unwrap().unwrap(), "last");
+    assert_eq!(heard.next().await.unwrap().unwrap(), &b"\x81\x80"[..]);
     assert!(heard.next().await.is_none() && heard.next().await.is_none());
 }

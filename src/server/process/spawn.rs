@@ -91,6 +91,11 @@ impl Start {
             .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
     }
 
+    /// Returns the program, or nothing where there is none.
+    pub(in crate::server) fn program(&self) -> &str {
+        self.argv.first().map_or("", String::as_str)
+    }
+
     /// Checks what the params say, and starts the program.
     pub(super) fn spawn(self, files: &Files, leftovers: &Leftovers) -> Result<Spawned, RpcError> {
         if self.sandbox.is_some() {
