@@ -227,3 +227,39 @@ fn p14_processes_that_are_left_alone_are_not_terminated_when_the_system_ends() {
     let (requests, _, _) = client.end();
     assert_eq!(summary(&requests), [], "{requests:?}");
 }
+
+/// A supervisor gives a program some seconds to end, however many connections it has.
+#[test]
+fn p13_many_connections_wait_together_for_their_servers() {
+    const CONNECTIONS: usize = 16;
+    let system = System::new();
+    let mut ends = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let end = system.block_on(async {
+            let (client, server) = duplex(1 << 16);
+            let mut peer = Peer::new(server);
+            let (mux, ()) = tokio::join!(Mux::connect_over(client, config()), peer.shake_hands());
+            let mux = mux.unwrap();
+            let (session, events) = Session::stream();
+            mux.register("p", session).await.unwrap();
+            (mux, events, peer.into_socket())
+        });
+        ends.push(end);
+    }
+    let begun = std::time::Instant::now();
+    drop(system);
+    // One after the other would take 4 s.
+    assert!(begun.elapsed().as_secs() < 2, "{:?}", begun.elapsed());
+    for (mux, _events, mut peer) in ends {
+        drop(mux);
+        let mut read = BytesMut::new();
+        assert!(!drain(&mut peer, &mut read), "the socket is closed");
+        let (requests, has_goodbye) = frames(&mut read);
+        assert_eq!(
+            summary(&requests),
+            [("process/terminate", Some("p"))],
+            "and it was said"
+        );
+        assert!(has_goodbye);
+    }
+}

@@ -5,7 +5,13 @@
 //! router leaves the processes that are to be ended. The second of the two has both, and writes as much as the socket takes
 //! at that moment. Nobody waits for the socket, and nobody reads an answer. The socket is closed a moment later.
 
-use std::{cell::RefCell, mem, rc::Rc, thread, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    mem,
+    rc::Rc,
+    thread,
+    time::Duration,
+};
 
 use log::debug;
 
@@ -17,8 +23,39 @@ use super::{
 use crate::protocol::{Dialect, ProcessId, Terminate, jsonrpc};
 
 /// How long the socket stays open behind the last requests. Servers drop a request that they have not handled when its
-/// connection closes. Nothing can be read any more, so this thread sleeps instead of waiting for the answers.
+/// connection closes. Nothing can be read any more, so this thread sleeps instead of waiting for the answers: once, for all
+/// of its connections.
 const LINGER: Duration = Duration::from_millis(250);
+
+thread_local! {
+    static THREAD: Thread = Thread::default();
+}
+
+/// The connections of one thread.
+#[derive(Default)]
+struct Thread {
+    /// How many farewells there may still be.
+    open: Cell<usize>,
+    /// The sockets that stay open for a moment.
+    lingering: RefCell<Vec<Rc<RefCell<Writing>>>>,
+}
+
+impl Thread {
+    /// Notes that a connection is gone. With the last one, the sockets are closed.
+    fn end_one(&self) {
+        self.open.set(self.open.get() - 1);
+        if self.open.get() > 0 {
+            return;
+        }
+        let lingering = self.lingering.take();
+        if !lingering.is_empty() {
+            thread::sleep(LINGER);
+        }
+        for writing in lingering {
+            writing.borrow_mut().close_last();
+        }
+    }
+}
 
 /// What is left by the tasks and actors of a connection that are dropped without an orderly end.
 pub(crate) struct Farewell {
@@ -47,6 +84,7 @@ pub(crate) struct Survivor {
 
 impl Farewell {
     pub(super) fn new(calls: Rc<Calls>, outgoing: Outgoing, dialect: Dialect) -> Rc<Self> {
+        THREAD.with(|thread| thread.open.update(|open| open + 1));
         Rc::new(Farewell {
             calls,
             outgoing,
@@ -59,7 +97,7 @@ impl Farewell {
     /// in order instead, nothing is written.
     pub(crate) fn leave_processes(&self, survivors: Vec<Survivor>) {
         match self.left.take() {
-            Left::Socket(writing) => self.write(survivors, &writing),
+            Left::Socket(writing) => self.write(survivors, writing),
             Left::Nothing | Left::Processes(_) => {
                 self.left.replace(Left::Processes(survivors));
             }
@@ -72,14 +110,14 @@ impl Farewell {
             return;
         }
         match self.left.take() {
-            Left::Processes(survivors) => self.write(survivors, &writing),
+            Left::Processes(survivors) => self.write(survivors, writing),
             Left::Nothing | Left::Socket(_) => {
                 self.left.replace(Left::Socket(writing));
             }
         }
     }
 
-    fn write(&self, survivors: Vec<Survivor>, writing: &RefCell<Writing>) {
+    fn write(&self, survivors: Vec<Survivor>, writing: Rc<RefCell<Writing>>) {
         let processes = survivors.len();
         debug!(processes; "the runtime ends, so that processes are terminated unheard");
         for survivor in survivors {
@@ -97,11 +135,18 @@ impl Farewell {
                 });
             }
         }
-        let mut writing = writing.borrow_mut();
-        if writing.write_last() && processes > 0 {
-            thread::sleep(LINGER);
+        if writing.borrow_mut().write_last() && processes > 0 {
+            // In a thread that ends, the socket closes at once.
+            let _ends = THREAD.try_with(|thread| thread.lingering.borrow_mut().push(writing));
+        } else {
+            writing.borrow_mut().close_last();
         }
-        writing.close_last();
+    }
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        let _ends = THREAD.try_with(Thread::end_one);
     }
 }
 
