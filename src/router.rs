@@ -104,6 +104,8 @@ pub struct Router {
     following: VecDeque<Following>,
     /// Processes without a session that the server is still to be asked about.
     orphans: Vec<Orphan>,
+    /// The processes that the server was asked to terminate, and has not said that it has.
+    condemned: HashSet<ProcessId>,
     /// Requests of the router's own that a shutdown waits for.
     errands: usize,
     /// Records of processes that are still to be removed.
@@ -164,6 +166,7 @@ impl Router {
             parked: None,
             following: VecDeque::new(),
             orphans: Vec::new(),
+            condemned: HashSet::new(),
             errands: 0,
             unremoved: Vec::new(),
             ended_while_starting: HashSet::new(),
@@ -229,10 +232,14 @@ impl Router {
         self.parked = None;
         self.following.clear();
         self.orphans.clear();
+        for route in routes.iter() {
+            self.condemned.insert(route.delivery.process_id().clone());
+        }
+        let processes = mem::take(&mut self.condemned).len();
         self.unremoved.clear();
         self.ended_while_starting.clear();
         self.checking = None;
-        self.end_shutdowns(state, &reason, routes.len());
+        self.end_shutdowns(state, &reason, processes);
         routes
     }
 }

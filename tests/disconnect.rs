@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use actix_http::ws;
 use execmux::{
-    CallError, DisconnectReason, FailureReason, Mux, RegisterError, Shutdown, ShutdownError,
-    StartError,
+    CallError, DisconnectReason, FailureReason, Mux, RegisterError, Session, Shutdown,
+    ShutdownError, StartError,
     protocol::{ReadFile, StartProcess},
 };
+use futures_util::FutureExt as _;
 use serde_json::json;
 use support::{
     checked,
@@ -536,6 +537,50 @@ async fn p14_a_shutdown_terminates_the_processes_and_lets_them_end() {
             assert_eq!(recording.record().await.exit_code(), 137);
         }
         soon(mux.shutdown()).await.unwrap();
+    })
+    .await;
+}
+
+/// A server may drop what it has not handled when the connection closes.
+#[actix::test]
+async fn p14_a_shutdown_waits_for_the_end_of_a_process_that_nobody_listens_to() {
+    checked(async {
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let (session, events) = Session::stream();
+        mux.register("p", session).await.unwrap();
+        drop(events);
+        let terminate = peer.expect("process/terminate").await;
+        let shutdown = actix::spawn({
+            let mux = mux.clone();
+            async move { mux.shutdown().await }
+        });
+        // Handled behind the shutdown.
+        mux.statistics().await.unwrap();
+        assert!(peer.frame().now_or_never().is_none(), "no goodbye yet");
+        assert!(!shutdown.is_finished());
+        peer.answer(&terminate, json!({"running": true})).await;
+        let goodbye = ws::Frame::Close(Some(ws::CloseCode::Normal.into()));
+        assert_eq!(peer.frame().await, Some(goodbye));
+        drop(peer);
+        soon(shutdown).await.unwrap().unwrap();
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p14_a_shutdown_says_of_a_process_that_nobody_listens_to_that_it_may_still_run() {
+    checked(async {
+        pause();
+        let (mux, mut peer) = Peer::connect(config()).await;
+        let (session, events) = Session::stream();
+        mux.register("p", session).await.unwrap();
+        drop(events);
+        peer.expect("process/terminate").await;
+        let shutdown = Shutdown::new().deadline(Duration::from_secs(3));
+        match mux.router().send(shutdown).await.unwrap() {
+            Err(ShutdownError::DeadlinePassed { processes: 1, .. }) => {}
+            outcome => panic!("{outcome:?}"),
+        }
     })
     .await;
 }

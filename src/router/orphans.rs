@@ -26,9 +26,18 @@ enum Fate {
 
 /// The server has answered, or never will.
 struct Settled {
-    fate: Fate,
-    /// If it has to be asked again.
-    again: Option<Orphan>,
+    orphan: Orphan,
+    answer: Answer,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// The server has answered.
+    Given,
+    /// The server has to be asked again.
+    Open,
+    /// The connection is gone for good.
+    Lost,
 }
 
 impl Message for Settled {
@@ -52,9 +61,12 @@ impl Router {
         let Orphan { process_id, fate } = &orphan;
         debug!(process_id:%, fate:?; "a process has no session");
         let (process_id, fate) = (process_id.clone(), *fate);
-        if let Fate::Released = fate {
-            // Nothing else tells a shutdown that it is done.
-            self.errands += 1;
+        // What a shutdown has to wait for.
+        match fate {
+            Fate::Released => self.errands += 1,
+            Fate::Terminated => {
+                self.condemned.insert(process_id.clone());
+            }
         }
         let slot = Box::new(SettleSlot {
             router: context.address().downgrade(),
@@ -86,21 +98,22 @@ impl ReplySlot for SettleSlot {
     fn resolve(self: Box<Self>, outcome: Result<&str, CallError>) {
         let SettleSlot { router, orphan } = *self;
         let fate = orphan.fate;
-        let again = match outcome {
+        let answer = match outcome {
             // It may not have been sent, or the server may not have got it.
             Err(
                 CallError::Overloaded { .. }
                 | CallError::DeadlineExceeded { .. }
                 | CallError::OutcomeUnknown { .. },
-            ) => Some(orphan),
+            ) => Answer::Open,
+            Err(CallError::Disconnected { .. }) => Answer::Lost,
             Err(error) => {
                 debug!(process_id:% = orphan.process_id, fate:?, error:% = Causes(&error); "not done");
-                None
+                Answer::Given
             }
-            Ok(_) => None,
+            Ok(_) => Answer::Given,
         };
         if let Some(router) = router.upgrade() {
-            router.do_send(Settled { fate, again });
+            router.do_send(Settled { orphan, answer });
         }
     }
 
@@ -113,14 +126,19 @@ impl Handler<Settled> for Router {
     type Result = ();
 
     fn handle(&mut self, settled: Settled, context: &mut Self::Context) {
-        if let Some(orphan) = settled.again {
+        let Settled { orphan, answer } = settled;
+        match (orphan.fate, answer) {
+            (Fate::Released, _) => self.errands -= 1,
+            (Fate::Terminated, Answer::Given) => {
+                self.condemned.remove(&orphan.process_id);
+            }
+            (Fate::Terminated, Answer::Open | Answer::Lost) => {}
+        }
+        if answer == Answer::Open {
             // Tried again with the next check of the sessions.
             self.orphans.push(orphan);
             self.check_sessions(context);
         }
-        if let Fate::Released = settled.fate {
-            self.errands -= 1;
-            self.close_if_drained();
-        }
+        self.close_if_drained();
     }
 }

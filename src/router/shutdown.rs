@@ -156,7 +156,10 @@ impl Router {
             && self.unremoved.is_empty()
             && let Some(draining) = draining
             && !draining.is_closing
-            && (draining.processes == Processes::Detach || self.routes.is_empty())
+            && (draining.processes == Processes::Detach
+                || self.routes.is_empty()
+                    && self.condemned.is_empty()
+                    && self.ended_while_starting.is_empty())
         {
             draining.is_closing = true;
             draining.overdue = None;
