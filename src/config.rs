@@ -57,8 +57,9 @@ pub struct Config {
     pub ping_interval: Duration,
     /// How long nothing may come, not even the answer to a ping, before the connection is given up. 15 s by default, and
     /// never more than half of the time for which the server keeps a lost session (10, 30 or 80 s, depending on its
-    /// version, or what it tells), so that the other half is left for resuming it. The ping is sent after half of this
-    /// at the latest.
+    /// version, or what it tells), but at least 1 s of it, so that the other half is left for resuming it. The ping is sent
+    /// after half of this at the latest. While a large message goes out behind which the ping has to wait, that counts as long as
+    /// the socket takes more of it.
     pub silence_timeout: Duration,
     /// How many bytes of output a session may have queued or in its hands, unless it says otherwise
     /// ([`Session::budget`](crate::Session::budget)). What happens beyond it is for the session to choose
@@ -82,9 +83,9 @@ pub struct Config {
     /// when it notices the loss, so each such answer gives all of it again, up to this. `resume_timeout` holds all the
     /// same. 5 minutes by default.
     pub attached_timeout: Duration,
-    /// How long a first connect is tried again while the server cannot be reached in time, or answers with HTTP status
-    /// 429, 502, 503 or 504. Zero by default: it is tried once. The waits between the attempts grow from 50 ms to 2 s,
-    /// with what the server asks for in `Retry-After` on top. Other errors end it at once.
+    /// How long a first connect is tried again while it fails in a way that may pass
+    /// ([`ConnectError::is_retryable`](crate::ConnectError::is_retryable)). Zero by default: it is tried once. The waits between
+    /// the attempts grow from 50 ms to 2 s, with what the server asks for in `Retry-After` on top. Other errors end it at once.
     pub connect_retry: Duration,
     /// Decides on the waits between the attempts to resume, so that many clients do not come back at the
     /// same moment. Random by default.

@@ -37,6 +37,12 @@ use crate::{
     },
 };
 
+/// The shortest pause between two looks at a silent peer, whatever the configuration says.
+const LEAST_PAUSE: Duration = Duration::from_millis(10);
+
+/// The longest. Servers that look for signs of life allow for more silence than this.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+
 /// Reads until the link ends, and then tells the connection why.
 ///
 /// It holds its actors weakly, so that it keeps none of them alive.
@@ -104,7 +110,7 @@ impl Reading {
         let mut last_read = Instant::now();
         let mut has_read = false;
         let mut pinged = None;
-        let heartbeat = sleep_until(after(last_read, self.ping_after()));
+        let heartbeat = sleep_until(after(last_read, self.ping_after().min(MAX_PAUSE)));
         let write_failed = self.write_failed.take();
         let write_failed = async {
             match write_failed {
@@ -158,7 +164,7 @@ impl Reading {
     /// How long nothing may come before a ping: half of the whole time at most, so that there is time
     /// for the answer.
     fn ping_after(&self) -> Duration {
-        self.ping_interval.min(self.silence_timeout / 2)
+        (self.ping_interval.min(self.silence_timeout / 2)).max(LEAST_PAUSE)
     }
 
     /// Asks for a sign of life, or gives up if the peer was asked and gave none. The timer is set anew
@@ -172,8 +178,13 @@ impl Reading {
         let now = Instant::now();
         let ping_at = after(last_read, self.ping_after());
         // Counted from the ping: it may be late, where this thread was busy.
-        let grace = self.silence_timeout - self.ping_after();
+        let grace = self.silence_timeout.saturating_sub(self.ping_after());
         let next = match *pinged {
+            // The ping waits behind a message of which the socket takes more and more.
+            Some(asked) if now >= after(asked, grace) && self.answers.is_flowing(asked) => {
+                *pinged = Some(now);
+                after(now, grace)
+            }
             Some(pinged) if now >= after(pinged, grace) => {
                 return Some(DisconnectReason::Silent {
                     after: now - last_read,
@@ -187,7 +198,7 @@ impl Reading {
                 after(now, grace)
             }
         };
-        heartbeat.reset(next);
+        heartbeat.reset(next.min(after(now, MAX_PAUSE)));
         None
     }
 
@@ -254,7 +265,7 @@ impl Reading {
                         if mem::replace(&mut has_waited, true) {
                             self.answers.pong(Bytes::new());
                         }
-                        let next = after(Instant::now(), self.ping_after());
+                        let next = after(Instant::now(), self.ping_after().min(MAX_PAUSE));
                         heartbeat.as_mut().reset(next);
                     }
                 }

@@ -243,6 +243,11 @@ impl Answers {
         self.push(Frame::Ping);
     }
 
+    /// Whether what is being written has gone on since then, and has not come to its end.
+    pub(crate) fn is_flowing(&self, since: Instant) -> bool {
+        self.outgoing.queue_quietly().is_flowing(since)
+    }
+
     pub(crate) fn pong(&self, payload: Bytes) {
         self.push(Frame::Pong(payload));
     }

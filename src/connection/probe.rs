@@ -24,6 +24,9 @@ fn between_looks(timeout: Duration) -> Duration {
 /// What was read is usually taken at once. Where it takes longer than this, the socket is not read meanwhile.
 const HELD_UP: Duration = Duration::from_millis(100);
 
+/// The shortest time for which a server is listened to before anything follows.
+const LEAST_PATIENCE: Duration = Duration::from_millis(100);
+
 /// A question to a server that does not answer a write, and what was heard of the server since. No clock.
 ///
 /// An unanswered question alone does not show that the write blocks the connection: the network may have gone silent.
@@ -34,8 +37,6 @@ pub(super) struct Inquiry {
     asked: Instant,
     /// When the server was last asked for a sign of life.
     pinged: Instant,
-    /// Set when the time for the answer is up.
-    is_overdue: bool,
     /// The first and the last time that the server was heard, without a long pause in between.
     heard: Option<(Instant, Instant)>,
 }
@@ -45,7 +46,6 @@ impl Inquiry {
         Inquiry {
             asked: now,
             pinged: now,
-            is_overdue: false,
             heard: None,
         }
     }
@@ -69,23 +69,35 @@ impl Inquiry {
 
     /// Returns true if the server was heard for as long as `timeout`, until now, and has not answered.
     fn shows_block(&self, now: Instant, timeout: Duration) -> bool {
-        self.is_overdue
+        self.is_overdue(now, timeout)
             && self.heard.is_some_and(|(first, last)| {
                 after(first, timeout) <= now && now <= after(last, timeout / 2)
             })
     }
 
-    /// Returns true if it is time to ask the question again: too little was heard to decide.
-    fn is_stale(&self, now: Instant, timeout: Duration) -> bool {
-        after(self.asked, timeout.saturating_mul(3)) <= now
+    /// Returns true if the time for the answer is up. A later one is an answer all the same.
+    fn is_overdue(&self, now: Instant, timeout: Duration) -> bool {
+        after(self.asked, timeout) <= now
     }
 }
 
-/// The question is answered, or is not in time. Also sent at each look after that, for as long as nothing is decided.
+/// After how long the question is asked again, where too little was heard to decide and the answer may take `timeout`.
+fn given_up_after(timeout: Duration) -> Duration {
+    timeout.saturating_mul(3)
+}
+
+/// The question is answered, or its time is up and it is to be decided what that shows, or it is given up.
 pub(super) struct Probed {
     /// On which link it was asked.
     pub(super) link: u64,
-    pub(super) is_answered: bool,
+    pub(super) outcome: Outcome,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Answered,
+    Overdue,
+    GivenUp,
 }
 
 impl Message for Probed {
@@ -103,7 +115,10 @@ impl ReplySlot for ProbeSlot {
         if let Some(connection) = self.connection.upgrade() {
             connection.do_send(Probed {
                 link: self.link,
-                is_answered: matches!(outcome, Ok(_) | Err(CallError::Rejected { .. })),
+                outcome: match outcome {
+                    Ok(_) | Err(CallError::Rejected { .. }) => Outcome::Answered,
+                    Err(_) => Outcome::GivenUp,
+                },
             });
         }
     }
@@ -143,27 +158,34 @@ impl Connection {
     /// Listens for signs of life while a question is open, and asks for the next one.
     fn follow_inquiry(&mut self, now: Instant) {
         self.listen(now);
+        let patience = self.patience();
         let (Some(inquiry), Some(link)) = (&mut self.probed, &self.link) else {
             return;
         };
-        let pause = between_looks(self.config.probe_timeout);
+        let pause = between_looks(patience);
         if now >= after(inquiry.pinged, pause) {
             inquiry.pinged = now;
             link.answers.ping();
-            if inquiry.is_overdue
+            if inquiry.is_overdue(now, patience)
                 && let Some(connection) = self.sweeper.connection().upgrade()
             {
                 connection.do_send(Probed {
                     link: self.links,
-                    is_answered: false,
+                    outcome: Outcome::Overdue,
                 });
             }
         }
         self.sweeper.before(after(inquiry.pinged, pause));
     }
 
+    /// How long the server may take to answer the question.
+    fn patience(&self) -> Duration {
+        self.config.probe_timeout.max(LEAST_PATIENCE)
+    }
+
     /// Notes when the server was last heard, unless it is this side that does not read.
     fn listen(&mut self, now: Instant) {
+        let patience = self.patience();
         let (Some(inquiry), Some(link)) = (&mut self.probed, &self.link) else {
             return;
         };
@@ -172,7 +194,7 @@ impl Connection {
             link.hearing.is_delivering.get() && last.is_none_or(|last| after(last, HELD_UP) < now);
         match is_held_up {
             true => inquiry.hold_up(),
-            false => inquiry.hear(last, self.config.probe_timeout),
+            false => inquiry.hear(last, patience),
         }
     }
 
@@ -196,10 +218,10 @@ impl Connection {
             turn: Turn::Ordinary,
         });
         self.probed = Some(Inquiry::new(now));
-        let timeout = self.config.probe_timeout;
+        let timeout = self.patience();
         let entry = Entry {
             method: ReadProcess::NAME,
-            timeout,
+            timeout: given_up_after(timeout),
             slot: Box::new(ProbeSlot {
                 connection: self.sweeper.connection(),
                 link: self.links,
@@ -233,12 +255,13 @@ impl Handler<Probed> for Connection {
             return;
         }
         let (now, timeout) = (Instant::now(), self.config.write_timeout);
+        let patience = self.patience();
         self.listen(now);
         let Some(inquiry) = &mut self.probed else {
             return;
         };
         let queue = self.outgoing.queue();
-        if probed.is_answered {
+        if probed.outcome == Outcome::Answered {
             self.probed = None;
             let pending = self.calls.pending.borrow();
             let given_up = queue.overdue(now, timeout, |id| !pending.contains(id));
@@ -248,8 +271,6 @@ impl Handler<Probed> for Connection {
             }
             return;
         }
-        let patience = self.config.probe_timeout;
-        inquiry.is_overdue = true;
         let blocking = queue.blocking(now, timeout);
         // Unless the question is still on its way into the socket.
         let is_heard = inquiry.shows_block(now, patience) && !queue.is_flowing(inquiry.asked);
@@ -259,7 +280,7 @@ impl Handler<Probed> for Connection {
                 self.give_up_stdin(&process_id);
                 self.lose(DisconnectReason::Wedged { process_id }, context);
             }
-            Some(_) if !inquiry.is_stale(now, patience) => {}
+            Some(_) if probed.outcome == Outcome::Overdue => {}
             Some(_) | None => self.probed = None,
         }
     }
@@ -282,7 +303,6 @@ mod tests {
             if heard(second) {
                 last = Some(now);
             }
-            inquiry.is_overdue = now >= asked + TIMEOUT;
             inquiry.hear(last, TIMEOUT);
             if inquiry.shows_block(now, TIMEOUT) {
                 return Some(second);
@@ -319,14 +339,12 @@ mod tests {
         let asked = Instant::now();
         let mut inquiry = Inquiry::new(asked + TIMEOUT);
         inquiry.hear(Some(asked), TIMEOUT);
-        inquiry.is_overdue = true;
         assert!(!inquiry.shows_block(asked + TIMEOUT, TIMEOUT));
         assert!(inquiry.heard.is_none());
         inquiry.hear(Some(asked + TIMEOUT), TIMEOUT);
         assert!(inquiry.heard.is_some());
         inquiry.hold_up();
         assert!(inquiry.heard.is_none(), "it may wait for this side");
-        assert!(!inquiry.is_stale(asked + 2 * TIMEOUT, TIMEOUT));
-        assert!(inquiry.is_stale(asked + 4 * TIMEOUT, TIMEOUT));
+        assert!(!inquiry.shows_block(asked + 2 * TIMEOUT, TIMEOUT));
     }
 }

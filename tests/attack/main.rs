@@ -16,4 +16,5 @@ mod server_close;
 mod server_descriptors;
 #[cfg(all(target_os = "linux", feature = "server"))]
 mod server_leftovers;
+mod slow_link;
 mod starts;
