@@ -52,7 +52,7 @@ pub enum ConnectError {
         /// The time-out that passed.
         after: Duration,
     },
-    /// The host could not be found or reached, or refused the connection.
+    /// The host could not be found or reached, or refused the connection, or ended it before it had answered.
     #[error("cannot reach {server}: {problem}")]
     Unreachable {
         /// The server, without credentials.
@@ -62,7 +62,7 @@ pub enum ConnectError {
     },
     /// The server answered the upgrade with an HTTP status: 401 asks for a token, 403 is what newer
     /// servers say to an `Origin` header, 404 is a wrong path.
-    #[error("{server} refused the WebSocket upgrade with HTTP status {status}")]
+    #[error("{server} refused the WebSocket upgrade with HTTP status {status}{}", remedy(.status, .retry_after))]
     UpgradeRefused {
         /// The server, without credentials.
         server: String,
@@ -115,6 +115,9 @@ pub enum ConnectError {
         /// The time-out that passed.
         after: Duration,
     },
+    /// The arbiter that [`Mux::connect_on`](crate::Mux::connect_on) was to connect on has stopped.
+    #[error("the arbiter to connect on has stopped: take one that runs")]
+    ArbiterStopped,
     /// The connection ended during the handshake.
     #[error("{server} ended the connection during the handshake")]
     HandshakeDisconnected {
@@ -234,6 +237,24 @@ pub enum ResumeError {
     Refused(#[source] Arc<ConnectError>),
 }
 
+/// What to do about an HTTP status, where that is known.
+fn remedy(status: &u16, retry_after: &Option<Duration>) -> String {
+    match (status, retry_after) {
+        (_, Some(wait)) => format!("; it asks to come back in {wait:?}"),
+        (401, None) => "; it asks for a token, or does not know the one it got".to_owned(),
+        (403, None) => "; it does not let this client in".to_owned(),
+        (404, None) => "; the path of the URL is wrong, or something else listens there".to_owned(),
+        (_, None) => String::new(),
+    }
+}
+
+fn late(sent: &bool) -> &'static str {
+    match sent {
+        true => "the server may still carry it out",
+        false => "it was not sent, as others were under way, and can be made again",
+    }
+}
+
 fn close_code(code: &Option<u16>) -> String {
     code.map_or_else(String::new, |code| format!(" (code {code})"))
 }
@@ -254,13 +275,17 @@ pub enum CallError {
         /// Why it refused to start a process; `None` for other methods, and where the request itself was wrong.
         refusal: Option<StartRefusal>,
     },
-    /// No answer before the deadline. The server may still carry the call out.
-    #[error("no answer to {method} within {after:?}; the server may still carry it out")]
+    /// No answer before the deadline. If it was sent, the server may still carry the call out.
+    #[error("no answer to {method} within {after:?}; {}", late(.sent))]
     DeadlineExceeded {
         /// The method called.
         method: &'static str,
         /// The time allowed.
         after: Duration,
+        /// True if the request may have reached the server. False if it is certain that no byte of it was sent: it waited for
+        /// the socket, for a link, for the write before it to the same stdin, or for one of
+        /// [`Config::max_starts_in_flight`](crate::Config::max_starts_in_flight).
+        sent: bool,
     },
     /// Too many calls are waiting for an answer, or too many bytes for the socket. The call was not
     /// sent; try again when others have ended.

@@ -18,7 +18,7 @@ use crate::{
     config::Config,
     connection::{
         Call, Connecting, Connection, DescribeServer, Dialler, FirstLink, GetStatistics,
-        ServerInfo, Statistics, Subscribe, Subscriber, server_name,
+        ServerInfo, Statistics, Subscribe, Subscriber,
     },
     error::{CallError, ConnectError, DisconnectReason, HelperFailure, RegisterError, StartError},
     protocol::{
@@ -89,10 +89,8 @@ impl Mux {
     ///
     /// # Errors
     ///
-    /// See [`ConnectError`]. An arbiter that has stopped counts as
-    /// [`HandshakeDisconnected`](ConnectError::HandshakeDisconnected).
+    /// See [`ConnectError`]; [`ArbiterStopped`](ConnectError::ArbiterStopped) where that is so.
     pub async fn connect_on(arbiter: &ArbiterHandle, config: Config) -> Result<Self, ConnectError> {
-        let server = server_name(&config.url);
         let (mut connected, mux) = oneshot::channel();
         // What dials stays on its thread, so that it is the arbiter itself that has to begin.
         arbiter.spawn_fn(move || {
@@ -105,12 +103,7 @@ impl Mux {
                 let _unwanted = connected.send(mux);
             });
         });
-        mux.await.unwrap_or_else(|_| {
-            Err(ConnectError::HandshakeDisconnected {
-                server,
-                reason: DisconnectReason::Closed,
-            })
-        })
+        mux.await.unwrap_or(Err(ConnectError::ArbiterStopped))
     }
 
     /// Shakes hands over a socket on which the WebSocket upgrade is already done, and starts both

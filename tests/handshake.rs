@@ -233,7 +233,6 @@ async fn a_first_connect_is_tried_for_as_long_as_asked_for_and_not_longer() {
 async fn what_is_no_websocket_is_told() {
     checked(async {
     for response in [
-        "",
         "SSH-2.0-OpenSSH_9.2\r\n",
         "HTTP/1.1 101 Switching Protocols\r\n\r\n",
         "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
@@ -247,6 +246,22 @@ async fn what_is_no_websocket_is_told() {
             "{response:?}: {error:?}"
         );
     }
+    })
+    .await;
+}
+
+/// A proxy whose server is not there yet takes the connection and ends it.
+#[actix::test]
+async fn a_connection_that_ends_without_an_answer_may_be_made_again() {
+    checked(async {
+        let error = connect(format!("ws://{}", respond_once("").await))
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, ConnectError::Unreachable { .. }),
+            "{error:?}"
+        );
+        assert!(error.is_retryable());
     })
     .await;
 }

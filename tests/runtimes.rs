@@ -125,6 +125,20 @@ fn connecting_on_an_arbiter_works_from_any_runtime_and_from_none() {
     });
 }
 
+#[test]
+fn an_arbiter_that_has_stopped_is_named_and_not_to_be_tried_again() {
+    let system = actix::System::new();
+    system.block_on(async {
+        let arbiter = actix::Arbiter::new();
+        let handle = arbiter.handle();
+        handle.stop();
+        arbiter.join().unwrap();
+        let error = Mux::connect_on(&handle, config()).await.unwrap_err();
+        assert!(matches!(error, ConnectError::ArbiterStopped), "{error}");
+        assert!(!error.is_retryable());
+    });
+}
+
 #[cfg(all(feature = "server", unix))]
 #[test]
 fn a_server_starts_and_a_mux_works_from_any_runtime() {

@@ -213,7 +213,8 @@ fn refused(
             SendRequestError::Timeout | SendRequestError::Connect(Tcp::Timeout) => {
                 ConnectError::Timeout { server, after }
             }
-            SendRequestError::Connect(Tcp::Disconnected) => ConnectError::NotWebSocket {
+            // So does a proxy whose server is not there yet.
+            SendRequestError::Connect(Tcp::Disconnected) => ConnectError::Unreachable {
                 server,
                 problem: "it ended the connection without an answer to the upgrade".to_owned(),
             },

@@ -49,6 +49,7 @@ pub(super) fn resume_again(error: &Arc<ConnectError>) -> Result<Again, ResumeErr
         | ConnectError::InvalidUrl { .. }
         | ConnectError::PlaintextCredentials { .. }
         | ConnectError::InvalidCredentials { .. }
+        | ConnectError::ArbiterStopped
         | ConnectError::NotExecServer { .. } => Err(ResumeError::Refused(error.clone())),
     }
 }
@@ -56,24 +57,7 @@ pub(super) fn resume_again(error: &Arc<ConnectError>) -> Result<Again, ResumeErr
 /// Returns how long to wait, beside the usual delay, before a first connect is tried again after this error. `None` if
 /// it is not: what answers is not there for this client, whenever it is asked.
 pub(super) fn connect_again(error: &ConnectError) -> Option<Duration> {
-    match error {
-        ConnectError::Unreachable { .. }
-        | ConnectError::Timeout { .. }
-        | ConnectError::UpgradeRefused {
-            status: 429 | 502..=504,
-            ..
-        } => Some(wait(error)),
-        ConnectError::UpgradeRefused { .. }
-        | ConnectError::InvalidUrl { .. }
-        | ConnectError::PlaintextCredentials { .. }
-        | ConnectError::InvalidCredentials { .. }
-        | ConnectError::NotWebSocket { .. }
-        | ConnectError::NotExecServer { .. }
-        | ConnectError::HandshakeRejected { .. }
-        | ConnectError::StillAttached { .. }
-        | ConnectError::HandshakeTimeout { .. }
-        | ConnectError::HandshakeDisconnected { .. } => None,
-    }
+    error.is_retryable().then(|| wait(error))
 }
 
 /// Returns how long the server wants to be left alone.

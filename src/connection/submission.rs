@@ -162,13 +162,15 @@ impl Connection {
                 method,
                 timeout,
                 slot,
+                repeats,
                 ..
             } = entry;
             // Not sent after its caller was told.
-            self.outgoing.queue().remove(id);
+            let is_unsent = self.outgoing.queue().remove(id) && repeats == 0;
             slot.resolve(Err(CallError::DeadlineExceeded {
                 method,
                 after: timeout,
+                sent: !is_unsent,
             }));
         }
         let mut pending = self.calls.pending.borrow_mut();

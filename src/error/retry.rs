@@ -13,13 +13,13 @@ impl CallError {
     ///
     /// | error | `is_not_found` | `is_retryable` |
     /// | --- | --- | --- |
-    /// | [`Rejected`](Self::Rejected) | if the server says so | false: the same call is refused again, until something changes there |
-    /// | [`DeadlineExceeded`](Self::DeadlineExceeded) | false | false: the server may still carry it out |
+    /// | [`Rejected`](Self::Rejected) | if the server says so | **true for [`ErrorCode::OVERLOADED`]**; else the same call is refused again, until something changes there |
+    /// | [`DeadlineExceeded`](Self::DeadlineExceeded) | false | **true if it was not sent**; else the server may still carry it out |
     /// | [`Overloaded`](Self::Overloaded) | false | **true**: it was not sent |
     /// | [`Disconnected`](Self::Disconnected) | false | **true if it was not sent**, over a new connection |
     /// | [`OutcomeUnknown`](Self::OutcomeUnknown) | false | false: it may have been carried out |
     /// | [`Stuck`](Self::Stuck) | false | false: part of the input may have been read |
-    /// | [`OutputNotConsumed`](Self::OutputNotConsumed) | false | false: part of the input may have been read |
+    /// | [`OutputNotConsumed`](Self::OutputNotConsumed) | false | as its cause |
     /// | [`Unsupported`](Self::Unsupported) | false | false: this server never can |
     /// | [`HelperFailed`](Self::HelperFailed) | false | as the reason for which a helper was not started; else false |
     /// | [`InvalidRequest`](Self::InvalidRequest) | false | false: the request itself is wrong |
@@ -60,7 +60,11 @@ impl CallError {
     pub fn is_retryable(&self) -> bool {
         match self {
             CallError::Overloaded { .. } => true,
-            CallError::Disconnected { sent, .. } => !sent,
+            CallError::Disconnected { sent, .. } | CallError::DeadlineExceeded { sent, .. } => {
+                !sent
+            }
+            CallError::Rejected { code, .. } => *code == ErrorCode::OVERLOADED,
+            CallError::OutputNotConsumed { source, .. } => source.is_retryable(),
             CallError::HelperFailed { source, .. } => match source {
                 HelperFailure::NotStarted(error) => error.is_retryable(),
                 HelperFailure::Lost(reason) => reason.is_retryable(),
@@ -69,11 +73,8 @@ impl CallError {
                 | HelperFailure::NoTerminal
                 | HelperFailure::Failed { .. } => false,
             },
-            CallError::Rejected { .. }
-            | CallError::DeadlineExceeded { .. }
-            | CallError::OutcomeUnknown { .. }
+            CallError::OutcomeUnknown { .. }
             | CallError::Stuck { .. }
-            | CallError::OutputNotConsumed { .. }
             | CallError::Unsupported { .. }
             | CallError::InvalidRequest { .. }
             | CallError::InvalidResponse { .. } => false,
@@ -163,6 +164,7 @@ impl ConnectError {
     /// | [`HandshakeRejected`](Self::HandshakeRejected) | **true for [`ErrorCode::SESSION_ATTACHED`]** |
     /// | [`StillAttached`](Self::StillAttached) | **true** |
     /// | [`InvalidUrl`](Self::InvalidUrl), [`PlaintextCredentials`](Self::PlaintextCredentials), [`InvalidCredentials`](Self::InvalidCredentials) | false: the configuration is wrong |
+    /// | [`ArbiterStopped`](Self::ArbiterStopped) | false: it takes another arbiter |
     /// | [`NotWebSocket`](Self::NotWebSocket), [`NotExecServer`](Self::NotExecServer) | false: something else listens there |
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -178,6 +180,7 @@ impl ConnectError {
             ConnectError::InvalidUrl { .. }
             | ConnectError::PlaintextCredentials { .. }
             | ConnectError::InvalidCredentials { .. }
+            | ConnectError::ArbiterStopped
             | ConnectError::NotWebSocket { .. }
             | ConnectError::NotExecServer { .. } => false,
         }

@@ -111,6 +111,7 @@ impl Mux {
                     return Err(CallError::DeadlineExceeded {
                         method,
                         after: TIMEOUT,
+                        sent: true,
                     });
                 }
                 Err(_) => {}

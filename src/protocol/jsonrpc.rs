@@ -39,6 +39,8 @@ impl ErrorCode {
     pub const NOT_FOUND: ErrorCode = ErrorCode(-32004);
     /// The session is still attached to another connection (servers from 0.142 on).
     pub const SESSION_ATTACHED: ErrorCode = ErrorCode(-32010);
+    /// The server has no room for the request, which it has not carried out (this crate's own server).
+    pub const OVERLOADED: ErrorCode = ErrorCode(-32011);
 }
 
 impl fmt::Display for ErrorCode {

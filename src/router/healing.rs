@@ -10,7 +10,7 @@ use super::{Router, delivery::Fruitless, parking::Following, routes::RouteKey};
 use crate::{
     connection::{Call, Dispatch, ReplySlot, decode_response},
     error::{CallError, Causes},
-    protocol::{ProcessId, ReadProcess, Repeat, RetainedOutput, words},
+    protocol::{ErrorCode, ProcessId, ReadProcess, Repeat, RetainedOutput, words},
 };
 
 /// How many reads may be under way at a time. Servers handle the requests of a connection one after the
@@ -231,6 +231,7 @@ impl Router {
 fn fruitless(error: &CallError, is_parked: bool) -> Fruitless {
     match error {
         CallError::DeadlineExceeded { .. } if is_parked => Fruitless::HeldUp,
+        CallError::Rejected { code, .. } if *code == ErrorCode::OVERLOADED => Fruitless::Unanswered,
         CallError::Rejected { .. }
         | CallError::InvalidResponse { .. }
         | CallError::InvalidRequest { .. }

@@ -174,12 +174,13 @@ impl StartSlot {
     fn started(outcome: &Result<Started, CallError>) -> Option<StartedProcess> {
         match outcome {
             Ok(_) => Some(StartedProcess::Running),
-            Err(CallError::DeadlineExceeded { .. } | CallError::InvalidResponse { .. }) => {
-                Some(StartedProcess::Unknown)
-            }
+            Err(
+                CallError::DeadlineExceeded { sent: true, .. } | CallError::InvalidResponse { .. },
+            ) => Some(StartedProcess::Unknown),
             Err(
                 CallError::Rejected { .. }
                 | CallError::Overloaded { .. }
+                | CallError::DeadlineExceeded { sent: false, .. }
                 | CallError::Stuck { .. }
                 | CallError::OutputNotConsumed { .. }
                 | CallError::Unsupported { .. }

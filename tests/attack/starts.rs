@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use execmux::{CallError, FailureReason, Mux, Start, StartError, Started, protocol::StartProcess};
+use execmux::{
+    CallError, FailureReason, Mux, Session, SessionEvent, Start, StartError, Started,
+    protocol::StartProcess,
+};
 use serde_json::{Value, json};
 use tokio::{
     task::JoinHandle,
@@ -77,6 +80,7 @@ async fn p7_the_question_whether_a_process_exists_takes_no_longer_than_its_start
             Err(StartError::Call(CallError::DeadlineExceeded {
                 method: "process/start",
                 after,
+                sent: true,
             })) => assert_eq!(after, Duration::from_secs(7)),
             other => panic!("{other:?}"),
         }
@@ -145,6 +149,78 @@ async fn p7_a_start_that_hangs_for_good_since_its_link_was_lost_is_told_as_not_k
         match recording.record().await.failed.unwrap().reason {
             FailureReason::StartUnanswered => {}
             other => panic!("{other:?}"),
+        }
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p7_a_start_that_has_waited_for_others_all_its_time_was_not_sent_and_may_be_repeated() {
+    checked(async {
+        pause();
+        let mut config = config();
+        config.max_starts_in_flight = 1;
+        config.call_timeout = Duration::from_secs(5);
+        let (mux, mut peer) = Peer::connect(config).await;
+        let start = |id: &str| {
+            let (session, events) = Session::stream();
+            let process = StartProcess::new(id, ["true"], "/");
+            let start = mux.router().send(Start::new(process, session));
+            (actix::spawn(async { start.await.unwrap() }), events)
+        };
+        let (first, _events) = start("a");
+        peer.expect("process/start").await;
+        let (second, mut events) = start("b");
+        let error = second.await.unwrap().unwrap_err();
+        assert!(error.is_retryable(), "{error}");
+        assert!(error.to_string().contains("not sent"), "{error}");
+        match error {
+            StartError::Call(CallError::DeadlineExceeded { sent: false, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        assert!(events.recv().await.is_none(), "nothing has run");
+        // The one that was sent is another matter.
+        match first.await.unwrap().unwrap_err() {
+            StartError::Call(error @ CallError::DeadlineExceeded { sent: true, .. }) => {
+                assert!(!error.is_retryable());
+            }
+            other => panic!("{other:?}"),
+        }
+        let terminate = peer.expect("process/terminate").await;
+        assert_eq!(terminate.params["processId"], "a");
+    })
+    .await;
+}
+
+#[actix::test]
+async fn p7_starts_that_wait_have_their_turn_when_those_before_are_never_answered() {
+    checked(async {
+        pause();
+        let mut config = config();
+        config.max_starts_in_flight = 1;
+        let (mux, mut peer) = Peer::connect(config).await;
+        let mut starts = Vec::new();
+        for id in ["a", "b"] {
+            let (session, events) = Session::stream();
+            let process = StartProcess::new(id, ["true"], "/");
+            let start = mux.router().send(Start::new(process, session));
+            starts.push((actix::spawn(async { start.await.unwrap() }), events));
+        }
+        peer.expect("process/start").await;
+        // The default time of a call is not over by then.
+        let second = peer.expect("process/start").await;
+        assert_eq!(second.params["processId"], "b");
+        peer.answer(&second, json!({"processId": "b"})).await;
+        let (second, mut events) = starts.pop().unwrap();
+        second.await.unwrap().unwrap();
+        peer.exited("b", 1, 0).await;
+        peer.closed("b", 2).await;
+        loop {
+            match events.recv().await.unwrap() {
+                SessionEvent::Closed(_) => break,
+                SessionEvent::Failed(failed) => panic!("{failed:?}"),
+                _ => {}
+            }
         }
     })
     .await;

@@ -320,7 +320,9 @@ impl Client {
             Some(Ok(_)) => Start::Done,
             Some(Err(StartError::Register(RegisterError::Disconnected(_)))) => Start::Refused,
             Some(Err(StartError::Call(error))) => match error {
-                CallError::Rejected { .. } | CallError::Overloaded { .. } => Start::Refused,
+                CallError::Rejected { .. }
+                | CallError::Overloaded { .. }
+                | CallError::DeadlineExceeded { sent: false, .. } => Start::Refused,
                 CallError::DeadlineExceeded { .. } => Start::Late,
                 CallError::Disconnected { reason, .. } => Start::Gone(reason),
                 other => {

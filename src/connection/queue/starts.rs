@@ -12,7 +12,9 @@ const MAX_STARTS: usize = 32;
 
 /// How long a start that is written and not answered keeps its place. A server that never answers some starts must not
 /// block all further ones for ever.
-pub(super) const LEASE: Duration = Duration::from_secs(30);
+///
+/// Well below the default `call_timeout`, so that those which wait for a place have their turn before their own time is up.
+pub(super) const LEASE: Duration = Duration::from_secs(10);
 
 /// The starts that are unanswered, and those that wait for a place among them.
 #[derive(Debug)]

@@ -63,6 +63,7 @@ fn all() -> Vec<Box<dyn Error>> {
             source: Box::new(CallError::DeadlineExceeded {
                 method: METHOD,
                 after: Duration::from_secs(30),
+                sent: true,
             }),
         },
         CallError::InvalidRequest {

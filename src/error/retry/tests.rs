@@ -30,6 +30,23 @@ fn disconnected(sent: bool) -> CallError {
     }
 }
 
+fn late(sent: bool) -> CallError {
+    CallError::DeadlineExceeded {
+        method: "m",
+        after: Duration::ZERO,
+        sent,
+    }
+}
+
+fn not_consumed(source: CallError) -> CallError {
+    CallError::OutputNotConsumed {
+        method: "m",
+        process_id: "p".into(),
+        unconsumed: 1,
+        source: Box::new(source),
+    }
+}
+
 fn helper_failed(source: HelperFailure) -> CallError {
     CallError::HelperFailed {
         method: "m",
@@ -82,14 +99,11 @@ fn p8_each_call_error_tells_what_is_missing_and_whether_to_try_again() {
         ),
         (rejected("process/read", -32601, None, "stub"), no, no),
         (rejected("process/read", -32010, None, "attached"), no, no),
-        (
-            CallError::DeadlineExceeded {
-                method: "m",
-                after: Duration::ZERO,
-            },
-            no,
-            no,
-        ),
+        (rejected("process/read", -32011, None, "full"), no, yes),
+        (late(true), no, no),
+        (late(false), no, yes),
+        (not_consumed(late(true)), no, no),
+        (not_consumed(late(false)), no, yes),
         (
             CallError::Overloaded {
                 method: "m",

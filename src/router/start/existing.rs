@@ -105,7 +105,11 @@ impl ExistsSlot {
             Verdict::NeverStarted => start.end(Err(rejection)),
             Verdict::AskAgain | Verdict::Starting | Verdict::TimeIsUp => {
                 let after = start.timeout;
-                start.end(Err(CallError::DeadlineExceeded { method, after }));
+                start.end(Err(CallError::DeadlineExceeded {
+                    method,
+                    after,
+                    sent: true,
+                }));
             }
             Verdict::Disconnected(reason) => {
                 // The start was sent before, whether or not this question was.
@@ -219,7 +223,11 @@ mod tests {
             ),
             (
                 exists,
-                Err(CallError::DeadlineExceeded { method, after }),
+                Err(CallError::DeadlineExceeded {
+                    method,
+                    after,
+                    sent: true,
+                }),
                 "TimeIsUp",
             ),
             (

@@ -21,6 +21,9 @@ use crate::{
 /// What a request counts for beside its params, in bytes.
 const OVERHEAD: usize = 256;
 
+/// Answers of up to so many bytes are not waited for room for. All that change something are as small.
+const SMALL: usize = 1 << 10;
+
 struct FileRequest {
     id: RequestId,
     method: String,
@@ -92,6 +95,8 @@ async fn work(
         .unwrap_or_else(|_| Err(RpcError::internal("the request was given up")));
         // The next answer is made when this one has its room.
         let answer = match answer {
+            // What has been done is answered: that costs no more than to refuse it.
+            Ok(json) if json.len() <= SMALL => Ok(Answer::from(json)),
             Ok(json) => match outbox.room(json.len()).await {
                 Ok(room) => Ok(Answer { json, room }),
                 Err(NoRoom::Gone) => return,

@@ -52,9 +52,11 @@ impl Fate {
             None => Fate::Dropped,
             Some(Ok(_)) => Fate::Done,
             Some(Err(CallError::Rejected { .. })) => Fate::Refused,
-            Some(Err(CallError::Overloaded { .. } | CallError::Unsupported { .. })) => {
-                Fate::NotSent
-            }
+            Some(Err(
+                CallError::Overloaded { .. }
+                | CallError::DeadlineExceeded { sent: false, .. }
+                | CallError::Unsupported { .. },
+            )) => Fate::NotSent,
             Some(Err(CallError::DeadlineExceeded { .. })) => Fate::Late,
             Some(Err(CallError::OutputNotConsumed {
                 unconsumed, source, ..
